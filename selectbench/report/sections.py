@@ -76,7 +76,7 @@ def report(
     where = doc.table("Where it ran", ("what", "value"), (), _flat(environment))
     shortened = shown.page_names(ranking)[1] if medium == "page" else ""
     notes = [*([shortened] if shortened else []), *shown.table_notes(ranking)]
-    results = [shown.ranking_table(ranking, medium), doc.Listing(notes), *_constraints(ranking)]
+    results = [shown.ranking_table(ranking, medium), doc.Listing(notes)]
     sections = [
         doc.Section("ranking", "Ranking", results),
         *_verdicts(ranking),
@@ -93,12 +93,12 @@ def report(
         *evidence.memory_sections(ranking),
         *evidence.gpu_section(ranking),
         *evidence.cost_section(suite, ranking),
+        *_constraints(ranking),
         *_failures(ranking),
         *([doc.Section("warnings", "Warnings", [doc.Listing(ranking.warnings, True)])] if ranking.warnings else []),
         *(doc.Section(name, heading, [doc.Listing(lines)]) for (name, heading), lines in listings.items() if lines),
         doc.Section("again", "Run it again", [doc.Code(command)]),
         doc.Section("environment", "Environment", [where], is_folded=True),
-        doc.Section("options", "Options", _options(suite), is_folded=True),
     ]
     return doc.Document(
         ranking.suite, sections, ranking.question, ranking.answer, _is_decided(ranking),
@@ -146,14 +146,21 @@ def _facts(suite: Suite, ranking: Ranking, environment: Mapping[str, Any]) -> li
     return [(key, one_line(str(value), 160)) for key, value in facts.items() if value]
 
 
-def _constraints(ranking: Ranking) -> list[doc.Block]:
-    heads = ("option", "constraint", "verdict", "found", "to settle it")
-    tested = doc.table("What was tested of each row", heads, (), (
-        [row.option, c.constraint, c.verdict.replace("_", " "), c.detail,
-         f"{c.settling.seeds} more seeds" if c.settling else ""]
-        for row in ranking.rows for c in row.constraints
-    ))  # fmt: skip
-    return [doc.Details("Constraints, row by row", [tested])] if tested.rows else []
+def _constraints(ranking: Ranking) -> Iterator[doc.Section]:
+    """What was found of each row's constraints; nothing where none was judged and no row lacks its objective."""
+    cells: list[list[doc.Cell]] = []
+    for row in ranking.rows:
+        cells += (
+            [row.option, c.constraint, c.verdict.replace("_", " "), c.detail,
+             f"{c.settling.seeds} more seeds" if c.settling else ""]
+            for c in row.constraints
+        )  # fmt: skip
+        asked = {c.constraint for c in row.constraints}
+        others = (why.partition(": ") for why in row.constraint_failures)
+        cells += ([row.option, what, "fails", found, ""] for what, _, found in others if what not in asked)
+    if cells:
+        heads = ("option", "constraint", "verdict", "found", "to settle it")
+        yield doc.Section("constraints", "Constraints", [doc.table("Constraints of each row", heads, (), cells)])
 
 
 def _verdicts(ranking: Ranking) -> Iterator[doc.Section]:
@@ -498,14 +505,7 @@ def _same_job(ranking: Ranking) -> doc.Section:
 
 
 def _failures(ranking: Ranking) -> Iterator[doc.Section]:
-    """Rows that fail constraints, then every failed trial with its detail."""
-    barred: list[list[str]] = []
-    for row in ranking.rows:
-        undecided = [f"undecided: {c.constraint}: {c.detail}" for c in row.constraints if c.verdict == "undecided"]
-        barred += [[row.option, why] for why in (*row.constraint_failures, *undecided)]
-    if barred:
-        not_eligible = doc.table("Rows that may not be ranked", ("option", "why"), (), barred)
-        yield doc.Section("not-eligible", "Not eligible", [not_eligible])
+    """Every failed trial with its detail."""
     seeds: dict[tuple[str, str, str], list[str]] = {}
     texts: dict[str, dict[str, None]] = {}
     for name, f in ((row.option, failure) for row in ranking.rows for failure in row.failures):
@@ -523,18 +523,6 @@ def _failures(ranking: Ranking) -> Iterator[doc.Section]:
 def _log(detail: str, most_lines: int = 0) -> str:
     """The end of it, of all its lines where not given, each of a bounded width."""
     return "\n".join(line[:_DETAIL_WIDTH] for line in detail.strip().splitlines()[-most_lines:])
-
-
-def _options(suite: Suite) -> list[doc.Block]:
-    """Every setting of every option: a column each where options differ, the shared ones once."""
-    settings = {option.name: dict(_flat(option.choices.model_dump(mode="json"))) for option in suite.options}
-    paths = list(dict.fromkeys(path for own in settings.values() for path in own))
-    differing = [path for path in paths if len({own.get(path) for own in settings.values()}) > 1]
-    first = settings[suite.options[0].name]
-    shared = ((path, first[path]) for path in paths if path not in differing)
-    own = ([name, *(found.get(path, units.DASH) for path in differing)] for name, found in settings.items())
-    apart = [doc.table("Where options differ", ("option", *differing), (), own)] if differing else []
-    return [*apart, doc.table("Every option:", ("setting", "value"), (), shared, is_titled=True)]
 
 
 def _flat(value: object) -> Iterator[tuple[str, str]]:
