@@ -76,10 +76,10 @@ def report(
     where = doc.table("Where it ran", ("what", "value"), (), _flat(environment))
     shortened = shown.page_names(ranking)[1] if medium == "page" else ""
     notes = [*([shortened] if shortened else []), *shown.table_notes(ranking)]
-    results = [shown.ranking_table(ranking, medium), doc.Listing(notes)]
     sections = [
-        doc.Section("ranking", "Ranking", results),
+        doc.Section("ranking", "Ranking", [shown.ranking_table(ranking, medium), doc.Listing(notes)]),
         *_verdicts(ranking),
+        *_constraints(ranking),
         *(_pictures(ranking, records, done) if medium == "page" else ()),
         *_scores(ranking, done),
         *_references(ranking),
@@ -93,7 +93,6 @@ def report(
         *evidence.memory_sections(ranking),
         *evidence.gpu_section(ranking),
         *evidence.cost_section(suite, ranking),
-        *_constraints(ranking),
         *_failures(ranking),
         *([doc.Section("warnings", "Warnings", [doc.Listing(ranking.warnings, True)])] if ranking.warnings else []),
         *(doc.Section(name, heading, [doc.Listing(lines)]) for (name, heading), lines in listings.items() if lines),
