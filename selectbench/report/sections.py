@@ -146,7 +146,7 @@ def _facts(suite: Suite, ranking: Ranking, environment: Mapping[str, Any]) -> li
 
 
 def _constraints(ranking: Ranking) -> Iterator[doc.Section]:
-    """What was found of each row's constraints; nothing where none was judged and no row lacks its objective."""
+    """What was found of each row's constraints, and who lacks the objective; nothing where nothing was judged."""
     cells: list[list[doc.Cell]] = []
     for row in ranking.rows:
         cells += (
@@ -157,7 +157,7 @@ def _constraints(ranking: Ranking) -> Iterator[doc.Section]:
         asked = {c.constraint for c in row.constraints}
         others = (why.partition(": ") for why in row.constraint_failures)
         cells += ([row.option, what, "fails", found, ""] for what, _, found in others if what not in asked)
-    if cells:
+    if any(verdict != "not judged" for _, _, verdict, _, _ in cells):
         heads = ("option", "constraint", "verdict", "found", "to settle it")
         yield doc.Section("constraints", "Constraints", [doc.table("Constraints of each row", heads, (), cells)])
 

@@ -61,8 +61,8 @@ def test_the_report_from_records_on_disk_is_the_same_byte_for_byte(tmp_path: Pat
 
 def test_the_answer_stands_before_the_table_and_all_parts_are_there() -> None:
     text = rendered()
-    parts = ["**bf16 is the fastest", "## Ranking", "## Failed trials", "## How it was measured",
-             "    selectbench run suites/precision.yaml", "## Environment", "## Options"]  # fmt: skip
+    parts = ["**bf16 is the fastest", "## Ranking", "## Constraints", "## Failed trials", "## How it was measured",
+             "    selectbench run suites/precision.yaml", "## Environment"]  # fmt: skip
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
     assert "| 1 | bf16 | precision | 2 of 3 | 1 crashed | 200 ±0.71 | 2.00x (" in text
