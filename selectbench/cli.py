@@ -280,7 +280,7 @@ def plan(
 ) -> None:
     """Show what a run would do: trials, derived settings, what cannot run here, the expected time."""
     from selectbench.launch.preparation import preview
-    from selectbench.report.terminal import plan_as_json, print_plan
+    from selectbench.report.terminal import plan_as_json, plan_document, print_document
 
     request = _request(
         suite, profile, settings, axes, seeds, quick, gpus, False, no_screen, budget, results, None, site, lanes,
@@ -291,7 +291,8 @@ def plan(
         slurm = (outlook.slurm, outlook.script)
         typer.echo(plan_as_json(outlook.plan, outlook.estimate, outlook.costs, outlook.notes, slurm))
     else:
-        print_plan(_console(), outlook.plan, outlook.estimate, outlook.notes, outlook.costs, outlook.slurm)
+        shown = plan_document(outlook.plan, outlook.estimate, outlook.notes, outlook.costs, outlook.slurm)
+        print_document(_console(), shown)
         if outlook.script:
             typer.echo(f"\n{outlook.script}", nl=False)
 
@@ -358,17 +359,19 @@ def compare(
 ) -> None:
     """Say what differs between runs of a suite, and how every option's figures changed."""
     from selectbench.launch.publish import compare_runs
-    from selectbench.report.terminal import compare_markdown, print_compared
+    from selectbench.report.files import render_markdown
+    from selectbench.report.terminal import compared_document, print_document
 
     compared = compare_runs(reference, runs, results)
+    documents = list(map(compared_document, compared))
     if as_json:
         _echo_json(compared)
     elif as_markdown:
-        typer.echo(compare_markdown(compared), nl=False)
+        typer.echo("\n".join(map(render_markdown, documents)), nl=False)
     else:
-        for found in compared:
-            print_compared(_console(), found)
-    _summarise(lambda: compare_markdown(compared))
+        for document in documents:
+            print_document(_console(), document)
+    _summarise(lambda: "\n".join(map(render_markdown, documents)))
 
 
 @app.command()
@@ -387,14 +390,16 @@ def gate(
 ) -> None:
     """Hold a run to limits against another: exits with 0 pass, 1 regression, 4 inconclusive, 2 wrong use."""
     from selectbench.launch.publish import GATE_EXIT, gate_run
-    from selectbench.report.terminal import gate_markdown, print_gate
+    from selectbench.report.files import render_markdown
+    from selectbench.report.terminal import gate_document, print_document
 
     found = gate_run(run, against, limits, results, any_machine=any_machine)
+    document = gate_document(found)
     if as_json:
         _echo_json(found)
     else:
-        print_gate(_console(), found)
-    _summarise(lambda: gate_markdown(found))
+        print_document(_console(), document)
+    _summarise(lambda: render_markdown(document))
     raise typer.Exit(GATE_EXIT[found.verdict])
 
 
@@ -447,14 +452,15 @@ def _show_ranking(folder: Path | None, ranking: Ranking, as_json: bool, stored: 
     from selectbench.launch.publish import ranking_text
     from selectbench.record.run_folder import PAGE, REPORT
     from selectbench.report.evidence import loading_lines
-    from selectbench.report.terminal import print_ranking
+    from selectbench.report.sections import summary
+    from selectbench.report.terminal import print_document
     from selectbench.text import one_line
 
     if as_json:
         typer.echo(ranking_text(ranking), nl=False)
         return
     console = _console()
-    print_ranking(console, ranking)
+    print_document(console, summary(ranking))
     if folder is None:
         return
     lines = [f"report: {folder / name}" for name in (REPORT, PAGE) if (folder / name).is_file()]

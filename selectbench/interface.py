@@ -52,20 +52,18 @@ _SHOWN = ("ranking", "warnings", "verdicts", "pictures", "scores", "references",
 
 
 class Shown:
-    """What a notebook shows of something: its document by the report's renderer, and the terminal's text."""
+    """What a notebook shows of something: its documents by the page's renderer, and by the terminal's."""
 
-    def _documents(self) -> Sequence[doc.Document]:
-        raise NotImplementedError
-
-    def _print_to(self, console: terminal.HarmlessConsole) -> None:
+    def _documents(self, medium: Literal["terminal", "page"]) -> Sequence[doc.Document]:
         raise NotImplementedError
 
     def _repr_html_(self) -> str:
-        return "\n".join(render_html(one, is_fragment=True) for one in self._documents())
+        return "\n".join(render_html(one, is_fragment=True) for one in self._documents("page"))
 
     def __repr__(self) -> str:
         console = terminal.HarmlessConsole(file=StringIO(), width=100, force_jupyter=False, color_system=None)
-        self._print_to(console)
+        for document in self._documents("terminal"):
+            terminal.print_document(console, document)
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined, no-any-return]
 
     def __str__(self) -> str:
@@ -75,11 +73,8 @@ class Shown:
 class ShownRanking(Shown, Ranking):
     """A ranking that a notebook shows."""
 
-    def _documents(self) -> Sequence[doc.Document]:
-        return [summary(self, "page")]
-
-    def _print_to(self, console: terminal.HarmlessConsole) -> None:
-        terminal.print_ranking(console, self)
+    def _documents(self, medium: Literal["terminal", "page"]) -> Sequence[doc.Document]:
+        return [summary(self, medium)]
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,7 @@ class Run(Shown):
         """The answer, computed from the records."""
         return ShownRanking.model_construct(**dict(self.stored.ranking()))
 
-    def _documents(self) -> Sequence[doc.Document]:
+    def _documents(self, _: Literal["terminal", "page"]) -> Sequence[doc.Document]:
         stored = self.stored
         parts = (stored.suite, self.ranking, stored.counted, stored.environment)
         whole = report(*parts, COMMAND, "page", stored.unchecked)
@@ -227,24 +222,16 @@ class Plan(Shown):
 
     outlook: Outlook
 
-    def _documents(self) -> Sequence[doc.Document]:
+    def _documents(self, _: Literal["terminal", "page"]) -> Sequence[doc.Document]:
         own = self.outlook
-        return [terminal.plan_document(own.plan, own.estimate, own.notes, own.costs)]
-
-    def _print_to(self, console: terminal.HarmlessConsole) -> None:
-        own = self.outlook
-        terminal.print_plan(console, own.plan, own.estimate, own.notes, own.costs, own.slurm)
+        return [terminal.plan_document(own.plan, own.estimate, own.notes, own.costs, own.slurm)]
 
 
 class Comparison(Shown, list[Compared]):
     """Runs against one of the same suite, in the order in which they were named."""
 
-    def _documents(self) -> Sequence[doc.Document]:
-        return [terminal.compared_document(one) for one in self]
-
-    def _print_to(self, console: terminal.HarmlessConsole) -> None:
-        for one in self:
-            terminal.print_compared(console, one)
+    def _documents(self, _: Literal["terminal", "page"]) -> Sequence[doc.Document]:
+        return list(map(terminal.compared_document, self))
 
 
 def compare(reference: AnyRun, *runs: AnyRun, results: str | Path = "results") -> Comparison:

@@ -242,6 +242,11 @@ class Document:
     """Before the first section."""
 
 
+def warnings(lines: Sequence[str]) -> list[Section]:
+    """The section of what a reader must not miss; none where there is nothing."""
+    return [Section("warnings", "Warnings", [Listing(lines, is_warning=True)])] if lines else []
+
+
 def labels(names: Sequence[str], room: int, most: int | None = None) -> tuple[dict[str, str], str]:
     """By name a short one, and a note on what was left out of all, '' for nothing; each stays another.
 

@@ -243,11 +243,6 @@ def render_markdown(document: doc.Document) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def render_blocks(blocks: Sequence[doc.Block]) -> str:
-    """Blocks by themselves."""
-    return "\n\n".join(_blocks(blocks))
-
-
 def _blocks(blocks: Sequence[doc.Block]) -> Iterator[str]:
     for block in blocks:
         match block:

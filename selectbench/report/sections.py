@@ -94,7 +94,7 @@ def report(
         *evidence.gpu_section(ranking),
         *evidence.cost_section(suite, ranking),
         *_failures(ranking),
-        *([doc.Section("warnings", "Warnings", [doc.Listing(ranking.warnings, True)])] if ranking.warnings else []),
+        *doc.warnings(ranking.warnings),
         *(doc.Section(name, heading, [doc.Listing(lines)]) for (name, heading), lines in listings.items() if lines),
         doc.Section("again", "Run it again", [doc.Code(command)]),
         doc.Section("environment", "Environment", [where], is_folded=True),
@@ -120,12 +120,8 @@ def summary(ranking: Ranking, medium: Literal["terminal", "page"] = "terminal") 
         lines.append(_search_cost(search))
         lines += (f"{own.option}: {_chosen(own)}" for own in (*search.sizes, *search.tuning))
     blocks = (shown.ranking_table(ranking, medium), doc.Listing(lines))
-    warnings = doc.Listing(ranking.warnings, is_warning=True)
     head = (ranking.question, ranking.answer, _is_decided(ranking))
-    if medium == "page":
-        told = [doc.Section("warnings", "Warnings", [warnings])] if ranking.warnings else []
-        return doc.Document(ranking.suite, told, *head, opening=blocks)
-    return doc.Document(ranking.suite, (), *head, opening=(*blocks, warnings))
+    return doc.Document(ranking.suite, doc.warnings(ranking.warnings), *head, opening=blocks)
 
 
 def _is_decided(ranking: Ranking) -> bool:

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -17,7 +18,6 @@ from rich.text import Text
 
 from selectbench import units
 from selectbench.analysis.gate import Change, Compared, Gate
-from selectbench.analysis.result import Ranking
 from selectbench.analysis.tuning import EXTENSIONS
 from selectbench.gpu.devices import MatmulDtype, peak_flops_per_second
 from selectbench.planning.duration import Estimate, StageCost
@@ -26,7 +26,6 @@ from selectbench.record.environment import Calibration
 from selectbench.record.run_folder import PastRun
 from selectbench.report import document as doc
 from selectbench.report.evidence import CLEANING, choice_text, own_warmups
-from selectbench.report.files import escape, render_blocks
 from selectbench.suite.command import ALONE, CommandChoices, Where, arguments
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite, besides_the_rate
@@ -52,7 +51,9 @@ _GATE_KINDS: Mapping[str, doc.RowKind] = {"regression": "worse", "inconclusive":
 """Of each verdict, the worst first."""
 _MEANS = (
     "Reference and run are geometric means over their common seeds: their ratio is the change, with the 95 % "
-    "interval of that change by itself; verdicts hold for all tested changes together"
+    "interval of that change by itself; verdicts hold for all tested changes together. Better or worse needs a p "
+    "of at most 5 %, adjusted by Holm for all tested changes, and a change above the metric's threshold. What "
+    "differs between whole runs, such as the day, is part of the change."
 )
 
 
@@ -71,52 +72,53 @@ def _say(console: Console, lines: Iterable[str], style: str = "", most: int = _L
         console.print(Text(line if len(line) <= most else visible(line, most), style=style))
 
 
-def print_ranking(console: Console, ranking: Ranking) -> None:
-    """The ranking, causes of what was not ranked, warnings, and the answer last, where the eye ends."""
-    from selectbench.report.sections import summary  # its pictures and scores; most commands need none of it
-
-    print_document(console, summary(ranking))
-
-
 def print_document(console: Console, document: doc.Document) -> None:
-    """Title, tables and lists before the first section, and the answer."""
+    """Title, all blocks, and the answer last, where the eye ends; a section's heading is not shown."""
     title = [document.title, document.question] if document.question else [document.title]
     _say(console, [": ".join(map(one_line, title))], "bold")
-    for block in document.opening:
+    style = ""
+    for block in (*document.opening, *(block for section in document.sections for block in section.blocks)):
         if isinstance(block, doc.Table):
+            style = "dim"  # what comes after a table is about it
             console.print(_rich(block, console.width))
-            _say(console, filter(None, [_labels_of(block, console.width)[1]]), "dim")
+            _say(console, filter(None, [_labels_of(block, console.width)[1]]), style)
         elif isinstance(block, doc.Listing):
-            opening, style = ("warning: ", "yellow") if block.is_warning else ("", "dim")
-            for item in block.items:
-                parts = [item] if isinstance(item, str) else [p if isinstance(p, str) else p.text for p in item]
-                _say(console, [f"{opening}{one_line(''.join(parts))}"], style)
+            opening = "warning: " if block.is_warning else ""
+            _say(console, [opening + _plain(item) for item in block.items], "yellow" if opening else style)
+        elif isinstance(block, doc.Paragraph):
+            _say(console, [_plain(block.text)], "bold" if block.is_strong else style)
     console.print()
     _say(console, [one_line(document.answer)], "bold", most=20 * _LINE_MOST)  # it is cut in a hostile run alone
 
 
-def _rich(table: doc.Table, width: int | None = None) -> RichTable:
-    """`width`: of the terminal that has room for some of the columns; None: all are shown, and every cell wraps."""
-    short, is_brief = _labels_of(table, width)[0], width is not None and width < _INTERVAL_FROM
+def _plain(text: doc.Text) -> str:
+    parts = [text] if isinstance(text, str) else [part if isinstance(part, str) else part.text for part in text]
+    return one_line("".join(parts))
+
+
+def _rich(table: doc.Table, width: int) -> RichTable:
+    """For a terminal of this width. Cells wrap, but not figures of a table that may drop columns."""
+    drops = any(column.droppable for column in table.columns)
+    short, is_brief = _labels_of(table, width)[0], drops and width < _INTERVAL_FROM
     cells = [[_cell(cell, column, is_brief, short) for cell, column in zip(row, table.columns, strict=True)]
              for row in table.rows]  # fmt: skip
-    places = range(len(table.columns)) if width is None else _columns_that_fit(table.columns, cells, width)
     rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    places = _columns_that_fit(table.columns, cells, width) if drops else range(len(table.columns))
     for column in (table.columns[place] for place in places):
-        is_unbroken = column.align == "right" and width is not None
+        is_unbroken = column.align == "right" and drops
         rich.add_column(
             column.heading, justify=column.align, no_wrap=is_unbroken,
             overflow="ellipsis" if is_unbroken else "fold", min_width=6 if column.names_row else None,
         )  # fmt: skip
-    for row, kind in zip(cells, table.kinds, strict=True):
+    for row, kind in zip_longest(cells, table.kinds):
         rich.add_row(*(Text(row[place]) for place in places), style=_STYLES.get(kind, ""))
     return rich
 
 
-def _labels_of(table: doc.Table, width: int | None) -> tuple[dict[str, str], str]:
+def _labels_of(table: doc.Table, width: int) -> tuple[dict[str, str], str]:
     place = next((number for number, column in enumerate(table.columns) if column.names_row), None)
     names = [] if place is None else [doc.value_text(_bare(row[place])) for row in table.rows]
-    return doc.labels(names, _name_room(width is None or width >= _INTERVAL_FROM), _NAME_MOST)
+    return doc.labels(names, _name_room(width >= _INTERVAL_FROM), _NAME_MOST)
 
 
 def _name_room(wide: bool) -> int:
@@ -214,33 +216,21 @@ def _option_as_json(plan: Plan, planned: PlannedOption, estimate: Estimate | Non
     }  # fmt: skip
 
 
-def print_plan(
-    console: Console, plan: Plan, estimate: Estimate | None, notes: list[str], costs: Sequence[StageCost] = (),
+def plan_document(
+    plan: Plan, estimate: Estimate | None, notes: Sequence[str], costs: Sequence[StageCost] = (),
     slurm: Sequence[str] = (),
-) -> None:  # fmt: skip
-    """What would run, for a person; first why it can't."""
+) -> doc.Document:  # fmt: skip
+    """What would run; first why it can't. `slurm`: what it is for Slurm."""
     barred = [line for line in notes if line.startswith(CANNOT_START)]
-    _say(console, barred, "bold red")
-    _say(console, [f"{plan.suite.name}: {one_line(plan.suite.question, 300)}"], "bold")
-    _say(console, _plan_lines(plan))
-    numbers, rows = _plan_table(plan, estimate)
-    plans = RichTable(box=None, pad_edge=False, header_style="bold")
-    for heading in (*_OF_AN_OPTION, *numbers):
-        is_number = heading in numbers
-        if is_number:  # cut with a mark where there is no room
-            plans.add_column(heading, justify="right", no_wrap=True)
-        else:
-            plans.add_column(heading, overflow="fold")
-    for planned, row in zip(plan.options, rows, strict=True):
-        plans.add_row(*map(Text, row), style="dim" if planned.unsupported else "")
-    console.print(plans)
-    unsupported = [(one_line(o.option.name, 80), o.unsupported) for o in plan.options if o.unsupported]
-    _say(console, [f"{name}: unsupported: {reason}" for name, reason in unsupported], "red")
-    _say(console, _settings_lines(plan.suite))
-    _say(console, _cost_lines(plan, estimate, costs))
-    _say(console, slurm)
-    _say(console, [f"warning: {line}" for line in plan.warnings], "yellow")
-    _say(console, [f"note: {line}" for line in notes if line not in barred], "yellow")
+    *stages, answer = _cost_lines(plan, estimate, costs)
+    unsupported = [f"{o.option.name}: unsupported: {o.unsupported}" for o in plan.options if o.unsupported]
+    more = [*unsupported, *_settings_lines(plan.suite), *stages, *slurm]
+    told = [*plan.warnings, *(line for line in notes if line not in barred)]
+    return doc.Document(
+        plan.suite.name, doc.warnings(told), plan.suite.question, answer, is_decided=not barred,
+        opening=(doc.Listing(barred, is_warning=True), doc.Listing(list(_plan_lines(plan))),
+                 _plan_table(plan, estimate), doc.Listing(more)),
+    )  # fmt: skip
 
 
 def _plan_lines(plan: Plan) -> Iterator[str]:
@@ -296,26 +286,8 @@ def _model_words(planned: PlannedOption) -> str:
     return f"{about}{units.count(parameters)} parameters, {inside} in embeddings of {size.vocab_size:,} tokens"
 
 
-_OF_AN_OPTION = ("option", "differs in", "runs as")
-
-
-def plan_document(
-    plan: Plan, estimate: Estimate | None, notes: Sequence[str], costs: Sequence[StageCost] = ()
-) -> doc.Document:
-    """What would run, for a notebook."""
-    numbers, rows = _plan_table(plan, estimate)
-    *stages, answer = _cost_lines(plan, estimate, costs)
-    unsupported = [f"{o.option.name}: unsupported: {o.unsupported}" for o in plan.options if o.unsupported]
-    lines = doc.Listing([*_plan_lines(plan), *_settings_lines(plan.suite), *stages, *unsupported])
-    blocks = (doc.table("Options", _OF_AN_OPTION, numbers, rows), lines)
-    told = [*sorted(notes, key=lambda line: not line.startswith(CANNOT_START)), *plan.warnings]
-    sections = [doc.Section("warnings", "Warnings", [doc.Listing(told, is_warning=True)])] if told else []
-    can_start = not any(line.startswith(CANNOT_START) for line in notes)
-    return doc.Document(plan.suite.name, sections, plan.suite.question, answer, can_start, opening=blocks)
-
-
-def _plan_table(plan: Plan, estimate: Estimate | None) -> tuple[list[str], list[list[str]]]:
-    """Headings of the columns of numbers in which some option has one, and all rows."""
+def _plan_table(plan: Plan, estimate: Estimate | None) -> doc.Table:
+    """A row for each option, with the columns of numbers in which some option has one."""
     seconds, rows = estimate.seconds if estimate else {}, []
     for one in plan.options:
         name, steps = one.option.name, one.gradient_accumulation_steps
@@ -324,18 +296,21 @@ def _plan_table(plan: Plan, estimate: Estimate | None) -> tuple[list[str], list[
             units.count(one.option.choices.micro_batch_size), units.DASH if steps is None else f"x {steps}",
             units.size(one.peak_bytes), "unsupported" if one.unsupported else units.duration(seconds.get(name)),
         ])  # fmt: skip
-    heads = ["micro-batch", "accumulation", "memory", "per trial"]
-    known = [place for place in range(4) if any(row[3 + place] != units.DASH for row in rows)]
-    return [heads[place] for place in known], [[*row[:3], *(row[3 + place] for place in known)] for row in rows]
+    heads = ("option", "differs in", "runs as", "micro-batch", "accumulation", "memory", "per trial")
+    known = [n for n, _ in enumerate(heads) if n < 3 or any(row[n] != units.DASH for row in rows)]
+    columns = [
+        doc.Column(heads[n], "left" if n < 3 else "right", droppable=heads[n] == "accumulation") for n in known
+    ]
+    kinds: list[doc.RowKind] = ["failed" if one.unsupported else "" for one in plan.options]
+    return doc.Table(columns, [[row[n] for n in known] for row in rows], "Options", kinds=kinds)
 
 
 def _settings_lines(suite: Suite) -> Iterator[str]:
     """What classes of optimizers choose, or the suite for them, besides their learning rate."""
     base = suite.option(suite.baseline).choices
-    own = {option.name: besides_the_rate(option.choices, base) for option in suite.options}
-    if any(own.values()):
-        yield f"besides the learning rate, optimizers differ in (those of {suite.baseline} in brackets):"
-        yield from (f"  {name}: {', '.join(settings)}" for name, settings in own.items() if settings)
+    for option in suite.options:
+        if settings := besides_the_rate(option.choices, base):
+            yield f"{option.name} besides the learning rate ({suite.baseline} in brackets): {', '.join(settings)}"
 
 
 def _layout(planned: PlannedOption) -> str:
@@ -487,37 +462,13 @@ def observed_table(lines: Sequence[tuple[str, str]]) -> RichTable:
 # Runs against each other: `compare` with every change, `gate` with its verdict.
 
 
-def print_compared(console: Console, compared: Compared) -> None:
-    """The differences around the runs, the table, and a line that sums it up last."""
-    _say(console, [f"{one_line(compared.run)} against {one_line(compared.reference)}"], "bold")
-    _say(console, _around(compared), "dim")
-    _say(console, [f"note: {one_line(note)}" for note in compared.notes], "yellow")
-    console.print(_rich(_changes(compared)))
-    _say(console, [_MEANS], "dim")
-    _say(console, [_summary(compared)], "bold")
-
-
 def compared_document(compared: Compared) -> doc.Document:
-    """For a notebook."""
-    blocks = (_changes(compared), doc.Paragraph(_MEANS), doc.Listing([*_around(compared), *compared.notes]))
+    """The differences around the runs, the table, what makes it doubtful, and a line that sums it up."""
+    blocks = (doc.Listing(_around(compared)), _changes(compared), doc.Paragraph(_MEANS))
     title = f"{one_line(compared.run)} against {one_line(compared.reference)}"
-    return doc.Document(title, (), answer=_summary(compared), is_decided=True, opening=blocks)
-
-
-def compare_markdown(comparisons: Sequence[Compared]) -> str:
-    """All of it to paste into an issue."""
-    parts: list[str] = []
-    for compared in comparisons:
-        title = f"# {escape(compared.run)} against {escape(compared.reference)}"
-        around = doc.Listing([*_around(compared), *compared.notes])
-        blocks: list[doc.Block] = [doc.Paragraph(_summary(compared), is_strong=True), around, _changes(compared)]
-        parts += [title, render_blocks(blocks)]
-    told = (
-        f"{_MEANS}. Better or worse needs a p of at most 5 %, adjusted by Holm for all tested changes, and a "
-        "change above the metric's threshold. "
-        "What differs between whole runs, such as the day, is part of the change."
+    return doc.Document(
+        title, doc.warnings(compared.notes), answer=_summary(compared), is_decided=True, opening=blocks
     )
-    return "\n\n".join([*parts, told]) + "\n"
 
 
 def _around(compared: Compared) -> list[str]:
@@ -575,27 +526,18 @@ def _counted(verdicts: Sequence[str], order: Iterable[str]) -> str:
     return ", ".join(f"{verdicts.count(kind)} {kind}" for kind in order if kind in verdicts)
 
 
-def print_gate(console: Console, gate: Gate) -> None:
-    """The verdict, which a reader of one line wants, then the checks, worst first."""
-    _say(console, [_verdict_line(gate)], "bold")
-    console.print(_rich(_checks(gate)))
-    _say(console, [f"note: {one_line(note)}" for note in gate.notes], "yellow")
-
-
-def gate_markdown(gate: Gate) -> str:
-    """For a pull request or a job's summary."""
+def gate_document(gate: Gate) -> doc.Document:
+    """The checks, worst first, and the verdict."""
     told = (
         "Intervals are 95 % for each check by itself. A limit holds or fails where that is shown for all checks "
         f"together (p adjusted by Holm, at {100 * gate.alpha:g}%)."
     )
-    verdict = doc.Paragraph(_verdict_line(gate), is_strong=True)
-    return render_blocks([verdict, _checks(gate), doc.Listing(gate.notes), doc.Paragraph(told)]) + "\n"
-
-
-def _verdict_line(gate: Gate) -> str:
-    """`regression: RUN against REFERENCE: 1 regression, 5 pass`."""
+    title = f"{one_line(gate.run)} against {one_line(gate.reference)}"
     counts = _counted([check.verdict for check in gate.checks], _GATE_KINDS)
-    return f"{gate.verdict}: {one_line(gate.run)} against {one_line(gate.reference)}: {counts or 'no checks'}"
+    return doc.Document(
+        title, doc.warnings(gate.notes), answer=f"{gate.verdict}: {counts or 'no checks'}",
+        is_decided=gate.verdict != "inconclusive", opening=(_checks(gate), doc.Paragraph(told)),
+    )  # fmt: skip
 
 
 def _checks(gate: Gate) -> doc.Table:

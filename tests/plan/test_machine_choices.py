@@ -18,7 +18,7 @@ from selectbench.launch.publish import suite_of_option
 from selectbench.machine import Machine, inspect_machine
 from selectbench.planning.plan import FITTING_SHARE, Plan, make_plan, with_machine_choices
 from selectbench.record.run_folder import suite_text
-from selectbench.report.terminal import plan_as_json, print_plan
+from selectbench.report.terminal import plan_as_json, plan_document, print_document
 from selectbench.suite.load import load_suite, names
 from selectbench.suite.suite import Suite
 
@@ -240,7 +240,7 @@ def test_the_plan_says_what_was_taken_and_why(suite_file: Path) -> None:
     plan = make_plan(suite, machine, None, "code")
     console = Console(width=200, record=True, color_system=None)
     with console.capture() as captured:
-        print_plan(console, plan, None, [])
+        print_document(console, plan_document(plan, None, []))
     shown = captured.get()
     why = "as compute capability 7.5 has no bf16, which needs 8.0 (asked: auto)"
     assert f"precision: fp16_mixed, {why}\n" in shown

@@ -22,7 +22,7 @@ from selectbench.planning.plan import (
     suite_warnings,
     vocabulary_warnings,
 )
-from selectbench.report.terminal import plan_as_json, print_plan
+from selectbench.report.terminal import plan_as_json, plan_document, print_document
 from selectbench.suite.load import load_suite
 from selectbench.suite.suite import Suite
 
@@ -258,7 +258,7 @@ def test_the_plan_shows_how_every_option_is_laid_out(suite_file: Path) -> None:
     plan = planned(load_suite(str(suite_file), device="cpu", settings=settings, seeds="0"))
     console = Console(width=160, record=True, color_system=None)
     with console.capture() as captured:
-        print_plan(console, plan, None, [])
+        print_document(console, plan_document(plan, None, []))
     assert "ddp x 2 ranks, hf_trainer" in captured.get()
     assert "zero 3 x 2 ranks" in captured.get()
     whole, halves = json.loads(plan_as_json(plan, None))["options"]
@@ -274,12 +274,12 @@ def test_the_plan_says_whose_warm_up_is_its_own_and_what_is_tuned(suite_file: Pa
     plan = planned(load_suite(str(suite_file), device="cpu", settings=settings))
     console = Console(width=160, record=True, color_system=None)
     with console.capture() as captured:
-        print_plan(console, plan, None, [])
+        print_document(console, plan_document(plan, None, []))
     assert "with a warm-up of their own: halves 3 of 6 steps\n" in captured.get()
     assert "tuned for each option first: optimizer.lr, optimizer.warmup_fraction\n" in captured.get()
     narrow = Console(width=12, color_system=None)
     with narrow.capture() as captured:
-        print_plan(narrow, plan, None, [])
+        print_document(narrow, plan_document(plan, None, []))
     assert "…" in captured.get(), "a number that has no room is cut with a mark"
     content = json.loads(plan_as_json(plan, None))
     assert [option["warmup_steps"] for option in content["options"]] == [2, 3]
@@ -314,7 +314,7 @@ QWEN = {
 
 def shown(plan: Plan) -> str:
     console = Console(width=400, record=True, color_system=None)
-    print_plan(console, plan, None, [])
+    print_document(console, plan_document(plan, None, []))
     return console.export_text()
 
 
@@ -386,9 +386,9 @@ def test_what_optimizers_differ_in_besides_the_learning_rate_is_shown(suite_file
     lion, same = "{optimizer: {name: lion, lr: 1e-4}}", "{optimizer: {lr: 3e-3}}"
     suite = load_suite(str(suite_file), device="cpu", settings=[f"options.lion={lion}", f"options.same={same}"])
     told = shown(planned(suite))
-    head = "besides the learning rate, optimizers differ in (those of whole in brackets):\n"
-    assert f"{head}  lion: weight_decay 1 (0.1), beta2 0.99 (0.95)\n" in told
-    assert "  same:" not in told
+    own = "weight_decay 1 (0.1), beta2 0.99 (0.95)"
+    assert f"\nlion besides the learning rate (whole in brackets): {own}\n" in told
+    assert "same besides" not in told
     as_adamw = "options.lion={optimizer: {name: lion, lr: 1e-4, weight_decay: 0.1, beta2: 0.95}}"
     assert "besides the learning rate" not in shown(
         planned(load_suite(str(suite_file), device="cpu", settings=[as_adamw]))

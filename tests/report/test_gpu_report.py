@@ -23,7 +23,8 @@ from selectbench.analysis.ranking import rank
 from selectbench.gpu.devices import source
 from selectbench.record.record import Meters, Record
 from selectbench.report.files import escape as markdown
-from selectbench.report.terminal import print_ranking
+from selectbench.report.sections import summary
+from selectbench.report.terminal import print_document
 
 BF16 = ("bf16", {"precision": {"name": "bf16_mixed"}})
 CUDA: dict[str, Any] = {"peak_memory_allocated_bytes": 5 << 30, "peak_memory_reserved_bytes": 6 << 30,
@@ -45,7 +46,7 @@ def report(suite: Any, records: list[Record]) -> str:
 
 def terminal(suite: Any, records: list[Record], width: int = 160) -> str:
     file = io.StringIO()
-    print_ranking(Console(file=file, width=width), rank(suite, records))
+    print_document(Console(file=file, width=width), summary(rank(suite, records)))
     return file.getvalue()
 
 

@@ -10,7 +10,8 @@ from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Ranking
 from selectbench.record.record import RankMemory
 from selectbench.report.ranking import in_full, in_short
-from selectbench.report.terminal import print_ranking
+from selectbench.report.sections import summary
+from selectbench.report.terminal import print_document
 
 BF16 = ("bf16", {"precision": {"name": "bf16_mixed"}})
 LION = ("lion", {"optimizer": {"name": "lion", "lr": 1e-4}})
@@ -27,7 +28,7 @@ def ranking_of(*options: Any, found: dict[str, dict[str, Any]] | None = None) ->
 
 def printed(ranking: Ranking) -> str:
     file = io.StringIO()
-    print_ranking(Console(file=file, width=400), ranking)
+    print_document(Console(file=file, width=400), summary(ranking))
     return file.getvalue()
 
 
@@ -174,7 +175,7 @@ def test_ranks_in_the_terminal() -> None:
 def test_ranks_fit_a_terminal_of_80_columns() -> None:
     suite, records = two_ranks()
     file = io.StringIO()
-    print_ranking(Console(file=file, width=80), rank(suite, records))
+    print_document(Console(file=file, width=80), summary(rank(suite, records)))
     lines = file.getvalue().splitlines()
     assert all(len(line) <= 80 for line in lines)
     (row,) = (line.split() for line in lines if line.startswith(" 1  fsdp"))

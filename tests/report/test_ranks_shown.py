@@ -15,7 +15,8 @@ from selectbench.analysis.result import Ranking
 from selectbench.launch.publish import COMMAND
 from selectbench.record.record import Record
 from selectbench.report.ranking import place, ties_note
-from selectbench.report.terminal import print_ranking
+from selectbench.report.sections import summary
+from selectbench.report.terminal import print_document
 from selectbench.suite.suite import Suite
 
 LR = {name: (name, {"optimizer": {"name": "adamw", "lr": lr}}) for name, lr in (("noisy", 2e-3), ("fast", 3e-3))}
@@ -57,7 +58,7 @@ def test_every_report_shows_the_ranges_and_says_what_they_mean(
 ) -> None:
     suite, records, ranking = noisy_between
     terminal = io.StringIO()
-    print_ranking(Console(file=terminal, width=200), ranking)
+    print_document(Console(file=terminal, width=200), summary(ranking))
     page = render_page(suite, ranking, records, {}, COMMAND)
     for text in (terminal.getvalue(), render(suite, ranking, records, {}, COMMAND), page):
         assert NOTE in text

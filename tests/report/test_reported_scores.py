@@ -15,7 +15,8 @@ from rich.console import Console
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Ranking
 from selectbench.record.record import Record
-from selectbench.report.terminal import print_ranking
+from selectbench.report.sections import summary
+from selectbench.report.terminal import print_document
 
 EVIL = "[red]|<b>`x`"
 TRUTH = references(40)
@@ -67,7 +68,7 @@ def test_the_page_holds_them_too() -> None:
 def test_the_terminal_has_a_line_for_each_score() -> None:
     _, ranking, _ = made()
     file = io.StringIO()
-    print_ranking(Console(file=file, width=400), ranking)
+    print_document(Console(file=file, width=400), summary(ranking))
     found = next(one for one in ranking.score_differences if (one.option, one.score) == ("new", "bleu"))
     line = next(line for line in file.getvalue().splitlines() if line.startswith("BLEU against base"))
     assert f": new {found.difference:+.2f} ({found.low:+.2f} to {found.high:+.2f})" in line

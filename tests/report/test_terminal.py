@@ -9,8 +9,8 @@ from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Ranking
 from selectbench.report.document import labels
 from selectbench.report.files import render_markdown
-from selectbench.report.sections import option_report, report
-from selectbench.report.terminal import print_ranking
+from selectbench.report.sections import option_report, report, summary
+from selectbench.report.terminal import print_document
 
 BF16 = ("bf16", {"precision": {"name": "bf16_mixed"}})
 TF32 = ("tf32", {"precision": {"name": "tf32"}})
@@ -18,7 +18,7 @@ TF32 = ("tf32", {"precision": {"name": "tf32"}})
 
 def printed(ranking: Ranking, width: int, colour: bool = False) -> str:
     file = io.StringIO()
-    print_ranking(Console(file=file, width=width, force_terminal=colour), ranking)
+    print_document(Console(file=file, width=width, force_terminal=colour), summary(ranking))
     return file.getvalue()
 
 
