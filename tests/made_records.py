@@ -115,7 +115,7 @@ def make_record(
         trial=Trial(trial_id=trial_id or f"{option}-{seed}", option=option, seed=seed, settings=NOTHING),
         round=seed, attempt=attempt,
         outcome=Completed(measurement=replace(MEASUREMENT, **{**own, **measured})), identity=certificate,
-        meters=meters, evaluation_curve=[], loss_curve=LOSSES.keep([(0, 7.7), (30, 6.1), (59, 5.6)]),
+        meters=meters, evaluation_curve=[], loss_curve=LOSSES.as_json([(0, 7.7), (30, 6.1), (59, 5.6)]),
         wall_seconds=15.0, started_at=started_at,
     )  # fmt: skip
 

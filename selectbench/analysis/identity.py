@@ -32,7 +32,7 @@ def other_settings(summary: Summary) -> dict[int, Differing]:
     by_text, found = dict[bytes, Differing](), dict[int, Differing]()
     for seed, record in summary.completed.items():
         if (text := bytes(record.trial.settings)) not in by_text:
-            by_text[text] = list(_differing(record.trial.every_setting(), asked))
+            by_text[text] = list(_differing(record.trial.read_settings(), asked))
         found.update({seed: by_text[text]} if by_text[text] else {})
     return found
 

@@ -624,7 +624,7 @@ class ReferenceScore(Shown):
 class Reference(Shown):
     """A model behind an API, not trained here: it has no rank, and nothing is claimed with it.
 
-    Fields without a word are `selectbench.record.record.Asked`'s.
+    Fields without a word are `selectbench.record.record.ApiAnswers`'s.
     """
 
     name: str

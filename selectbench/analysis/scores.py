@@ -12,7 +12,7 @@ from msgspec.structs import asdict
 
 from selectbench.analysis.result import Reference, ReferenceScore, Row, ScoreDifference
 from selectbench.analysis.summary import Summary
-from selectbench.record.record import Asked, Sentences
+from selectbench.record.record import ApiAnswers, Sentences
 from selectbench.suite.job import OWN_SCORE, SCORES
 
 Table = npt.NDArray[np.int64]
@@ -188,7 +188,7 @@ def score_differences(
     return differences
 
 
-def references(asked: Mapping[str, Asked], baseline: Summary | None) -> list[Reference]:
+def references(asked: Mapping[str, ApiAnswers], baseline: Summary | None) -> list[Reference]:
     """What is shown of models behind an API, those without all answers without scores."""
     found = []
     for name, one in asked.items():
@@ -211,7 +211,7 @@ def references(asked: Mapping[str, Asked], baseline: Summary | None) -> list[Ref
                 differences.append(ScoreDifference.model_validate(told | {"score": score, "option": name}))
             scores[score] = ReferenceScore(value=value, low=ends[0], high=ends[1])
         bits = one.bits_per_byte if one.incomplete is None else None
-        same = {key: getattr(one, key) for key in Reference.model_fields if key in Asked.__struct_fields__}
+        same = {key: getattr(one, key) for key in Reference.model_fields if key in ApiAnswers.__struct_fields__}
         shown = {
             "name": name, "scores": scores, "differences": differences, "bits_per_byte": bits,
             "byte_perplexity": None if bits is None or bits > 1000 else 2**bits,

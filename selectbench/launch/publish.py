@@ -21,7 +21,7 @@ from selectbench.data.prepared import sequences
 from selectbench.errors import ExitCode, UserError
 from selectbench.planning.plan import heldout_warnings, suite_warnings, unused_row_warnings, vocabulary_warnings
 from selectbench.record.environment import read_environment
-from selectbench.record.record import Asked, Completed, Record, has_ended
+from selectbench.record.record import ApiAnswers, Completed, Record, has_ended
 from selectbench.record.run_folder import (
     BENCHMARK,
     ENVIRONMENT,
@@ -108,7 +108,7 @@ class StoredRun(ReadRun):
     """As its file says it."""
     unchecked: int = 0
     """Records without a checksum."""
-    answers: Mapping[str, Asked] = field(default_factory=dict)
+    answers: Mapping[str, ApiAnswers] = field(default_factory=dict)
     """Of models behind an API, by reference."""
 
     @cached_property

@@ -29,7 +29,7 @@ from selectbench.errors import MissingPackageError, UserError
 from selectbench.launch.gpus import Notify
 from selectbench.launch.own_code import ask_worker
 from selectbench.machine import lock
-from selectbench.record.record import ANSWERS, Asked, Sample, Sentences
+from selectbench.record.record import ANSWERS, ApiAnswers, Sample, Sentences
 from selectbench.record.run_folder import REFERENCES, read_answers, write_whole, writing
 from selectbench.suite.job import Eval
 from selectbench.text import visible
@@ -535,7 +535,7 @@ def _secret(name: str, asked: Reference) -> str:
     raise UserError(f"references.{name}: {variable} {wrong}: {fix}; or leave them out: --set references=null")
 
 
-def _outcome(name: str, asking: Asking, suite: Suite, folder: Path) -> Asked:
+def _outcome(name: str, asking: Asking, suite: Suite, folder: Path) -> ApiAnswers:
     """What came of it, which the run's folder holds when this returns."""
     asked, every, halted, given = asking.asked, asking.every, asking.halted, asking.ledger.answers
     answers, generates = [given[q.key] for q in every if q.key in given], asked.prompt is not None
@@ -550,7 +550,7 @@ def _outcome(name: str, asking: Asking, suite: Suite, folder: Path) -> Asked:
         incomplete = halted.why if halted else "the run was stopped; the same command goes on"
     elif not generates and (nats is None or not size):
         no_bits = silent
-    found = Asked(
+    found = ApiAnswers(
         asks=_digest(suite, asked, every), model=asked.api.model, base_url=asked.api.base_url,
         sentences=len(every), answered=len(answers), refused=next(iter(asking.refused.values()), None),
         empty=sum(not a.text.strip() for a in answers) if generates else 0,
@@ -580,7 +580,7 @@ def _total(values: Sequence[Any]) -> Any:
     return None if not values or None in values else sum(values)
 
 
-def _scored(found: Asked, texts: Sequence[tuple[Question, str]], suite: Suite) -> Asked:
+def _scored(found: ApiAnswers, texts: Sequence[tuple[Question, str]], suite: Suite) -> ApiAnswers:
     assert isinstance(suite.built.eval, Eval)
     content: dict[str, object] = {
         "code": suite.code, "names": suite.built.eval.scores, "sources": [q.text for q, _ in texts],

@@ -760,7 +760,7 @@ class Bench:
         record = Record(
             trial=trial, phase=planned.phase, round=planned.round, attempt=attempt,
             outcome=end.outcome, wall_seconds=end.wall_seconds, started_at=started_at,
-            software=SOFTWARE.keep((done and done.software) or end.software), meters=meters, nodes=team.clocks(),
+            software=SOFTWARE.as_json((done and done.software) or end.software), meters=meters, nodes=team.clocks(),
             lane=self.lane.number if self.lane.cores else None, neighbours=neighbours,
             node=None if self.preparation.round is None else this_node(), **certificate,
         )  # fmt: skip

@@ -75,7 +75,7 @@ def past_trials(suite_folder: Path, machine: Machine) -> History:
             continue
         try:
             done = [record for record in read_records(path)[0] if isinstance(record.outcome, Completed)]
-            first = {record.trial.every_setting().get("python"): record for record in reversed(done)}.values()
+            first = {record.trial.read_settings().get("python"): record for record in reversed(done)}.values()
         except (UserError, TypeError):  # TypeError: of what is no path
             continue
         repeats = Counter(record.trial.option for record in done)
@@ -189,7 +189,7 @@ def _scaled_seconds(plan: Plan, planned: PlannedOption, history: History) -> lis
         _seconds_of(job, record, least)
         for record in history.trials
         if record.identity is not None and record.identity.parameters == planned.parameters
-        and _work(record.trial.every_setting()) == work
+        and _work(record.trial.read_settings()) == work
     ]  # fmt: skip
 
 
@@ -248,7 +248,7 @@ def _pace(history: History, machine: Machine) -> _Pace:
     found: _Pace = []
     for record in {record.trial.option: record for record in history.trials}.values():
         try:
-            settings = record.trial.every_setting()
+            settings = record.trial.read_settings()
             choices = Choices.model_validate({k: v for k, v in settings.items() if k in Choices.model_fields})
         except (UserError, ValidationError):  # of another version
             continue

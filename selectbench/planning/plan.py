@@ -397,8 +397,8 @@ def _trials(suite: Suite, identities: Mapping[str, Mapping[str, Any]]) -> list[P
             content = {"option": name, "settings": settings, "seed": seed, **identities[name]}
             digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
             trial = Trial(
-                trial_id=digest[:16], option=name, seed=seed, settings=SETTINGS.keep(settings), tunes=option.tunes,
-                tried=option.tried,
+                trial_id=digest[:16], option=name, seed=seed, settings=SETTINGS.as_json(settings),
+                tunes=option.tunes, tried=option.tried,
             )  # fmt: skip
             planned.append(PlannedTrial(trial, number, "contest" if option.tunes is None else "tune"))
     return planned

@@ -14,21 +14,21 @@ from pydantic import BaseModel
 
 from selectbench.errors import UserError
 
-_MOST = (1 << 63) - 1
-Whole = Annotated[int, msgspec.Meta(ge=-_MOST, le=_MOST)]
-"""What other programs can hold too."""
-Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
-"""Of things: tokens, steps, bytes."""
-_LARGEST = 1e60
-"""Far beyond what fp32 holds; the squares of such numbers, and sums of many, are numbers still."""
-Amount = Annotated[float, msgspec.Meta(ge=0, le=_LARGEST)]
-"""Of what is not counted: seconds, joules, hertz, nats of discrete tokens."""
-Number = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
-"""That may be below 0."""
+_LARGEST_INT = (1 << 63) - 1
+Whole = Annotated[int, msgspec.Meta(ge=-_LARGEST_INT, le=_LARGEST_INT)]
+"""A whole number of 64 bits, which other programs can hold too."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=_LARGEST_INT)]
+"""A number of things: tokens, steps, bytes."""
+_LARGEST_FLOAT = 1e60
+"""Far beyond what fp32 holds, and small enough that squares of such numbers, and sums of many, are finite."""
+Amount = Annotated[float, msgspec.Meta(ge=0, le=_LARGEST_FLOAT)]
+"""A quantity that is not below 0: seconds, joules, hertz, nats of discrete tokens."""
+Number = Annotated[float, msgspec.Meta(ge=-_LARGEST_FLOAT, le=_LARGEST_FLOAT)]
+"""A quantity that may be below 0."""
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):
-    """Written as JSON, later versions' keys ignored; `Lines` checks types and ranges, which making one does not."""
+    """A part of a record; keys of later versions are ignored. `Lines` checks types and ranges, a call does not."""
 
 
 Content = TypeVar("Content")
@@ -37,23 +37,23 @@ AsJson = msgspec.Raw
 
 
 class Lines(Generic[Content]):
-    """Lines of JSON of one class, or of one union of classes; what would not come back as it was is refused."""
+    """Reads and writes JSON lines of one class or union; refuses to write what would be read back differently."""
 
     def __init__(self, kind: Any) -> None:
-        self._encoder = msgspec.json.Encoder(enc_hook=_plain)
-        self._decoder: msgspec.json.Decoder[Content] = msgspec.json.Decoder(kind, dec_hook=_made)
+        self._encoder = msgspec.json.Encoder(enc_hook=_encode_foreign)
+        self._decoder: msgspec.json.Decoder[Content] = msgspec.json.Decoder(kind, dec_hook=_decode_model)
 
     def write(self, content: Content) -> bytes:
         """One line without its end. Raises ValueError with the place of what is not finite, or of a wrong type."""
         line = self._encoder.encode(content)
-        lost = _lost(content, msgspec.json.decode(line), "$")
-        if lost:
-            raise ValueError(f"{type(content).__name__} can't be written: {lost}")
+        difference = _first_difference(content, msgspec.json.decode(line), "$")
+        if difference:
+            raise ValueError(f"{type(content).__name__} can't be written: {difference}")
         self.read(line)
         return line
 
-    def keep(self, content: Content) -> AsJson:
-        """The same as a part of a record that stays JSON."""
+    def as_json(self, content: Content) -> AsJson:
+        """The same line, as a part of a record that stays JSON. Raises ValueError as `write` does."""
         return AsJson(self.write(content))
 
     def read(self, line: bytes | memoryview | str | AsJson) -> Content:
@@ -65,7 +65,8 @@ class Lines(Generic[Content]):
             raise ValueError("JSON is nested too deeply" if deep else str(error)) from None
 
 
-def _plain(value: Any) -> Any:
+def _encode_foreign(value: Any) -> Any:
+    """A value that msgspec can't encode itself, as one that it can. Raises TypeError."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if hasattr(value, "item"):  # a number of numpy's or torch's
@@ -73,13 +74,13 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} can't be written as JSON")
 
 
-def _made(kind: type, value: object) -> object:
+def _decode_model(kind: type, value: object) -> object:
     assert issubclass(kind, BaseModel)
     return kind.model_validate_json(msgspec.json.encode(value))  # strict models take a tuple from JSON alone
 
 
-def _lost(content: object, read: object, place: str) -> str | None:
-    """The first place where what was read differs from what was given; lists and tuples are alike."""
+def _first_difference(content: object, parsed: object, place: str) -> str | None:
+    """The first place where the parsed value differs from the content; None: no place. Lists equal tuples."""
     given = content
     if isinstance(content, msgspec.Struct):
         given = {name: getattr(content, name) for name in content.__struct_fields__}
@@ -87,13 +88,13 @@ def _lost(content: object, read: object, place: str) -> str | None:
         given = msgspec.json.decode(content)
     elif isinstance(content, BaseModel):
         given = content.model_dump(mode="json")
-    if isinstance(given, dict) and isinstance(read, dict) and given.keys() <= read.keys():  # a tag is only read
-        parts = [(given[key], read[key], f"{place}.{key}") for key in given]
-    elif isinstance(given, list | tuple) and isinstance(read, list) and len(given) == len(read):
-        parts = [(*pair, f"{place}[{n}]") for n, pair in enumerate(zip(given, read, strict=True))]
+    if isinstance(given, dict) and isinstance(parsed, dict) and given.keys() <= parsed.keys():  # a tag is only read
+        parts = [(given[key], parsed[key], f"{place}.{key}") for key in given]
+    elif isinstance(given, list | tuple) and isinstance(parsed, list) and len(given) == len(parsed):
+        parts = [(*pair, f"{place}[{n}]") for n, pair in enumerate(zip(given, parsed, strict=True))]
     else:
-        return None if given == read else f"{given!r} would be read back as {read!r} - at `{place}`"
-    return next(filter(None, (_lost(*part) for part in parts)), None)
+        return None if given == parsed else f"{given!r} would be read back as {parsed!r} - at `{place}`"
+    return next(filter(None, (_first_difference(*part) for part in parts)), None)
 
 
 SETTINGS: Lines[dict[str, Any]] = Lines(dict[str, Any])
@@ -109,28 +110,28 @@ NOTHING, NO_LOSSES = AsJson(b"{}"), AsJson(b"[]")
 
 
 class Sample(Recorded, frozen=True, kw_only=True):
-    """Something that the trained model said."""
+    """A text that the trained model generated."""
 
     prompt: str
-    """What it was given: a beginning of held-out text, or a source."""
+    """What the model was given: a beginning of held-out text, or a source."""
     said: str
     """Its most likely continuation, or target, token by token."""
     reference: str | None
     """How the text really goes on, or the target; None: there is none."""
 
 
-class Inside(Recorded, frozen=True, kw_only=True):
-    """Of one trained model, on the same held-out text for every option."""
+class Inspection(Recorded, frozen=True, kw_only=True):
+    """What one trained model does on held-out text, which is the same for every option."""
 
     samples: list[Sample] = msgspec.field(default_factory=list)
-    """A few, from the same prompts for every option with the same tokenizer."""
+    """A few texts, from the same prompts for every option with the same tokenizer."""
     tokens: list[str] = msgspec.field(default_factory=list)
     """Text of the first scored tokens, one by one."""
     token_losses: list[Number] = msgspec.field(default_factory=list)
     """Nats of each of these tokens."""
     attention: list[list[Number]] = msgspec.field(default_factory=list)
-    """Of the last layer, averaged over its heads: how much each of the first tokens (row) attends to each (column);
-    of an encoder and decoder, how the target attends to the source. By the eager kernel; empty: not available."""
+    """Attention of the last layer, averaged over its heads: how much each of the first tokens (row) attends to each
+    (column), or the target to the source. Computed by the eager kernel; empty: not available."""
     attention_rows: list[str] = msgspec.field(default_factory=list)
     """Text of the tokens that attend."""
     attention_columns: list[str] = msgspec.field(default_factory=list)
@@ -148,11 +149,11 @@ class Inside(Recorded, frozen=True, kw_only=True):
 
 
 Series = list[tuple[Number, Number]]
-"""(seconds since the launch, value), decimated; all of it in the trial's meters.json."""
+"""(seconds since the launch, value), decimated; every reading is in the trial's meters.json."""
 
 
 class Architecture(Recorded, frozen=True, kw_only=True):
-    """What of the model decides how much work a token is, counted on the live module."""
+    """Sizes that decide how much work the model has with a token, counted on the live module."""
 
     matmul_parameters: Count
     """Parameters of matrices multiplied with activations, a tied output head too; no embeddings, norms, biases."""
@@ -166,14 +167,14 @@ class Architecture(Recorded, frozen=True, kw_only=True):
 
 
 class OtherProcess(Recorded, frozen=True, kw_only=True):
-    """A process that was on the GPU and is none of the trial's."""
+    """A process that used the GPU and does not belong to the trial."""
 
     pid: Whole
     """As the driver numbers it."""
     name: str | None
-    """Of its command; None: it can't be seen from here."""
+    """The command's name; None: it can't be seen from here."""
     memory_bytes: Count | None
-    """The most that the driver said it holds; None: it does not say."""
+    """The most memory that the driver reported for it; None: the driver does not report it."""
 
 
 class GpuMeters(Recorded, frozen=True, kw_only=True):
@@ -182,66 +183,66 @@ class GpuMeters(Recorded, frozen=True, kw_only=True):
     name: str
     """As the driver calls it."""
     pci_bus_id: str | None
-    """Of the board."""
+    """The board's PCI address, `00000000:3B:00.0`."""
     is_mig: bool
     """Whether it is a slice of a board; power, energy, clocks and throttling are then the whole board's."""
     memory_total_bytes: Count | None
-    """Of the slice, where it is one."""
+    """Memory of the board, or of the slice."""
     idle_memory_bytes: Count | None
-    """In use right before the trial."""
+    """Memory in use right before the trial."""
     idle_utilization: Amount | None
     """Highest share of time, 0 to 1, that something ran on it right before the trial."""
     peak_device_memory_bytes: Count | None
-    """Most in use, by whomever: while training up to the first evaluation; over the whole trial where it failed."""
+    """Most memory in use, by any process: up to the first evaluation, or over the whole of a failed trial."""
     driver_reserved_bytes: Count | None
-    """Kept by the driver itself, in no other figure."""
+    """Memory that the driver keeps for itself, in no other figure."""
     memory_readings: Count
     """How many readings that peak was taken from."""
     readings: Count
-    """Readings of all else inside the timed windows; over the whole trial where it failed."""
+    """Readings of everything else inside the timed windows, or over the whole of a failed trial."""
     metered_seconds: Amount
     """Length of the timed windows that the energies below are for; 0 where the trial failed."""
     counter_joules: Amount | None
-    """By the board's energy counter."""
+    """Energy by the board's counter."""
     instant_power_joules: Amount | None
-    """Integral of instant power."""
+    """Energy as the integral of instant power."""
     average_power_joules: Amount | None
     """Mean of the power that the driver averages over about a second, first second left out, times the length."""
     mean_utilization: Amount | None
     """Share of time that something ran on it, inside the timed windows."""
     mean_sm_clock_hertz: Amount | None
-    """Inside the timed windows."""
+    """Clock of the streaming multiprocessors inside the timed windows."""
     mean_memory_clock_hertz: Amount | None
-    """Inside the timed windows."""
+    """Clock of the memory inside the timed windows."""
     highest_temperature_celsius: Number | None
-    """Over the whole trial."""
+    """Highest temperature of the whole trial."""
     clock_limit_shares: dict[str, Amount] | None
     """By reason that held the clocks down, the share of those readings in which it did; names as in nvidia-smi."""
     other_processes: list[OtherProcess] | None
-    """The first eight that computed on it besides the trial; None: the driver does not even show the trial's."""
+    """The first eight processes beside the trial's that computed on it; None: the driver lists no processes."""
     problem: str | None = None
     """What went wrong with the readings."""
     matmul_flops_per_second: dict[str, Number] = msgspec.field(default_factory=dict)
     """By dtype (`float32`, `tf32`, `bfloat16`, `float16`), as `doctor --calibrate` measured products on it."""
     memory_series: Series = msgspec.field(default_factory=list)
-    """Bytes in use; the most within each piece."""
+    """Memory in use, in bytes; the most within each piece."""
     power_series: Series = msgspec.field(default_factory=list)
-    """Watts."""
+    """Power in watts."""
     utilization_series: Series = msgspec.field(default_factory=list)
-    """0 to 1."""
+    """Share of time that something ran, 0 to 1."""
     temperature_series: Series = msgspec.field(default_factory=list)
-    """Degrees Celsius."""
+    """Temperature in degrees Celsius."""
     sm_clock_series: Series = msgspec.field(default_factory=list)
-    """Hertz."""
+    """Clock of the streaming multiprocessors in hertz."""
 
 
 class Meters(Recorded, frozen=True, kw_only=True):
     """What the bench saw of a trial's GPUs, in the order of ranks."""
 
     gpus: list[GpuMeters] = msgspec.field(default_factory=list)
-    """One for each rank; empty where there is a problem."""
+    """Meters of each rank's GPU; empty where there is a problem."""
     problem: str | None = None
-    """Why there are none."""
+    """Why there are no meters."""
     settled: bool | None = None
     """Whether memory had come back to what it was before the run's first trial; None: not known."""
     timed_windows: list[tuple[Number, Number]] = msgspec.field(default_factory=list)
@@ -250,7 +251,7 @@ class Meters(Recorded, frozen=True, kw_only=True):
 
 Share = Annotated[int, msgspec.Meta(ge=0, le=1)] | Annotated[float, msgspec.Meta(ge=0, le=1)]
 COUNTS = {"bleu": 10, "chrf": 18}
-"""Of each sentence, by score."""
+"""How many counts each sentence has, by score."""
 
 
 class Sentences(Recorded, frozen=True, kw_only=True):
@@ -261,35 +262,35 @@ class Sentences(Recorded, frozen=True, kw_only=True):
     counts: dict[str, list[list[Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]]]] = msgspec.field(
         default_factory=dict
     )
-    """Of each sentence what is summed over the text before the score is computed, in sacrebleu's order.
+    """Counts of each sentence, which are summed over the text before the score is computed, in sacrebleu's order.
 
     bleu: words of the hypothesis, words of the reference, n-grams of 1 to 4 words that match, and those of the
     hypothesis. chrf: for n-grams of 1 to 6 characters each those of the hypothesis (0 where the reference is too
     short to have any), those of the reference, and those that match."""
     shares: dict[str, list[Share]] = msgspec.field(default_factory=dict)
-    """Of each sentence its own score, from 0 to 1: rouge_l, exact_match, token_f1; the whole's is their mean."""
+    """Scores of each sentence, from 0 to 1: rouge_l, exact_match, token_f1; the text's score is their mean."""
 
     def __post_init__(self) -> None:
         sizes = {*map(len, self.counts.values()), *map(len, self.shares.values())}
         if len(sizes) > 1 or 0 in sizes:
             raise ValueError("its scores are not all of the same sentences")
-        if any(len(of_one) != COUNTS.get(name, 0) for name, own in self.counts.items() for of_one in own):
+        if any(len(counts) != COUNTS.get(name, 0) for name, rows in self.counts.items() for counts in rows):
             raise ValueError("a sentence has not as many counts as its score")
 
 
-class Asked(Recorded, frozen=True, kw_only=True):
+class ApiAnswers(Recorded, frozen=True, kw_only=True):
     """What a model behind an API answered to a run's held-out text: a value of references.json, by its name."""
 
     asks: str
-    """Digest of what the suite says of it and of the text: with another one it is to be asked anew."""
+    """Digest of the reference's part of the suite and of the text: where it changes, the model is asked anew."""
     model: str
-    """As the suite names it to the API."""
+    """The model's name at the API."""
     base_url: str
-    """Of the API."""
+    """The API's address."""
     sentences: Count
-    """Pieces of text that it is to be asked for."""
+    """Pieces of text that the model is asked about."""
     answered: Count
-    """Those that have an answer."""
+    """Pieces that have an answer."""
     refused: str | None = None
     """Why the server refuses some, but not all, which are scored as empty answers."""
     empty: Count
@@ -297,34 +298,34 @@ class Asked(Recorded, frozen=True, kw_only=True):
     cut: Count
     """Answers that ended at max_tokens."""
     input_tokens: Count | None
-    """Of all answers; None: the server does not tell."""
+    """Input tokens of all answers; None: the server does not tell."""
     output_tokens: Count | None
-    """Of all answers; None: the server does not tell."""
+    """Output tokens of all answers; None: the server does not tell."""
     usd: Amount | None
-    """Of all answers, whenever they were paid; None: no prices, or no tokens."""
+    """Price of all answers, whenever they were paid; None: no prices, or no token counts."""
     lost_usd: Amount
-    """What requests may have cost, at most, that brought no answer: cut off, silent, or in flight when a run was
+    """The most that requests without an answer may have cost: cut off, silent, or in flight when a run was
     killed."""
     latency_median_seconds: Amount | None = None
-    """Of a request; None: none was answered."""
+    """Median duration of a request; None: none was answered."""
     incomplete: str | None
-    """Why it has not answered all; None: it has."""
+    """Why some pieces have no answer; None: all have one."""
     settled: bool
     """Whether asking again with the same suite would change nothing."""
     scores: dict[str, Number] = msgspec.field(default_factory=dict)
-    """From 0 to 100, of a complete one alone."""
+    """Scores by name, from 0 to 100; only where every piece has an answer."""
     kept: Sentences | None = None
-    """What its scores are made of."""
+    """Counts and shares of the sentences, from which the scores follow."""
     bits_per_byte: Amount | None = None
-    """Of held-out text without its first token, which has no log-probability."""
+    """Bits per byte of held-out text without its first token, which has no log-probability."""
     no_bits: str | None = None
-    """Why these are not known."""
+    """Why bits per byte are not known."""
     samples: list[Sample] = msgspec.field(default_factory=list)
-    """Some of its answers, of the sentences that the options' samples are of."""
+    """Some of its answers, on the sentences of the options' samples."""
 
 
-ANSWERS: Lines[dict[str, Asked]] = Lines(dict[str, Asked])
-"""references.json."""
+ANSWERS: Lines[dict[str, ApiAnswers]] = Lines(dict[str, ApiAnswers])
+"""The content of references.json, by the reference's name."""
 
 
 # One line of records.jsonl.
@@ -348,13 +349,13 @@ class Trial(Recorded, frozen=True, kw_only=True):
     settings: AsJson
     """The option's choices, every dimension resolved, as a suite writes them."""
     tunes: str | None = None
-    """The option that a trial before the contest tries settings of; None in the contest."""
+    """The option whose settings a trial before the contest tries; None in the contest."""
     tried: dict[str, Whole | Number] = msgspec.field(default_factory=dict)
-    """Those settings, by path."""
+    """The settings that it tries, by path."""
 
-    def every_setting(self) -> dict[str, Any]:
+    def read_settings(self) -> dict[str, Any]:
         """What `settings` holds. Raises UserError where that is something else."""
-        return _opened(SETTINGS, self.settings, "settings", self)
+        return _decode_part(SETTINGS, self.settings, "settings", self)
 
 
 class RankMemory(Recorded, frozen=True, kw_only=True):
@@ -380,8 +381,8 @@ class RankMemory(Recorded, frozen=True, kw_only=True):
     """CUDA: what of it is in managed memory."""
 
 
-def largest(memory: list[RankMemory]) -> dict[str, Any]:
-    """Over the ranks, by the keys that a measurement has too."""
+def largest_of_ranks(memory: list[RankMemory]) -> dict[str, Any]:
+    """The largest figure of any rank, by the keys that a measurement has too."""
     keys = (
         "peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "num_alloc_retries", "peak_pss_growth_bytes",
         "managed_state_bytes",
@@ -398,7 +399,7 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     steps_applied: Count
     """Optimizer steps of the job that changed the weights."""
     steps_skipped: Count
-    """Those that did not: fp16's gradient scaling skipped them, or an own loop updated nothing."""
+    """Optimizer steps that did not: fp16's gradient scaling skipped them, or own code's loop updated nothing."""
     timed_steps: Count
     """Steps inside the timed windows: after warm-up, those added for timing among them."""
     timed_seconds: Amount
@@ -412,7 +413,7 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     warmup_seconds: Amount
     """Time of the warm-up steps without compilation."""
     startup_seconds: Amount
-    """To the first step: ranks, weights, data, optimizer; not drawing the weights, which one trial does for all."""
+    """Time to the first step: ranks, weights, data, optimizer; drawing weights, done once for all, is left out."""
     compile_seconds: Amount | None
     """Time of compiling, within the steps that compiled; None where nothing is compiled."""
     recompilations: Count
@@ -434,19 +435,19 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     initial_loss: Amount | None = None
     """Held-out loss before the first step; None: not asked for."""
     scores: dict[str, Number] = msgspec.field(default_factory=dict)
-    """Of what the model generated after the last step, by name, from 0 to 100; and metrics of own code."""
+    """Scores of the text generated after the last step, by name, from 0 to 100; and metrics of own code."""
     copy_scores: dict[str, Number] = msgspec.field(default_factory=dict)
-    """Of the sources, taken for what was generated: what no understanding at all scores."""
+    """Scores of the sources, taken for generated text: what a model scores that only copies."""
     score_signatures: dict[str, str] = msgspec.field(default_factory=dict)
     """How each score was computed."""
     sentences: Sentences | None = None
-    """What the scores are made of; None: there are none but own ones, or long ago."""
+    """Counts and shares from which the scores follow; None: only own code's scores, or older than the key."""
     source_loss: Amount | None = None
-    """Of the true source on the same tokens, nats per token; None: it is not known."""
+    """Loss of the true source on the same tokens, nats per token; None: it is not known."""
     source_loss_error: Amount | None = None
     """Standard error of that mean, for tokens drawn from the source."""
     peak_memory_allocated_bytes: Count | None = None
-    """CUDA: the allocator's peak while training, evaluation excluded; this and the four below: of any rank."""
+    """CUDA: the allocator's peak while training, evaluation excluded; of any rank, as the four below."""
     peak_memory_reserved_bytes: Count | None = None
     """CUDA: the allocator's peak of reserved memory while training, up to the first evaluation."""
     num_alloc_retries: Count | None = None
@@ -458,34 +459,34 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     memory_by_rank: list[RankMemory] = msgspec.field(default_factory=list)
     """Every rank's, in order."""
     architecture: Architecture | None = None
-    """What FLOPs are counted from; None: a model whose work is not known by its shape."""
+    """Sizes from which FLOPs are counted; None: a model whose work is not known by its shape."""
     run_queue_wait_seconds: Amount | None = None
-    """What all ranks' threads waited for a core in the timed windows, summed up; None: not told, or older."""
+    """Time that all ranks' threads waited for a core in the timed windows, summed; None: not known, or older."""
     involuntary_switches: Count | None = None
     """How often the kernel took a core from a thread of any rank in the timed windows; None as above."""
     cpu_seconds: Amount | None = None
-    """What threads of all ranks worked in the timed windows, summed over them; None as above."""
+    """CPU time of all ranks' threads in the timed windows, summed; None as above."""
     cores_seconds: Amount | None = None
-    """What the cores that the first rank may use worked for whomever in its timed windows; None as above."""
+    """Time that the first rank's cores worked for any process in its timed windows; None as above."""
     trial_seconds: Amount | None = None
-    """From the trial's first word to its last, by its own clock; None in records that are older than the key."""
+    """Time from the trial's first event to its last, by its own clock; None in records older than the key."""
     parameters_by_use: dict[str, Count] = msgspec.field(default_factory=dict)
     """Trained parameters by what the model uses them as: `matrix` (what muon takes), `embedding` (the head too),
     `convolution`, `other` (which alone does not decay). Empty: an older record, or a script."""
     left_parameters: Count | None = None
-    """Of matrices that the adaptation is for and does not reach; None: all is trained, or older than the key."""
+    """Parameters of matrices that the adaptation is for and does not reach; None: all are trained, or older."""
     evaluation_attention: str | None = None
     """The kernel that evaluations used; None: not evaluated, the model is own code, or older than the key."""
     heldout_xz_bits_per_byte: Amount | None = None
-    """What xz makes of the beginning of the held-out text, 256 KiB at most; None: too short a text, or none."""
+    """Size to which xz compresses the held-out text's first 256 KiB; None: too short a text, or none."""
     timed_tokens: Count | None = None
     """Tokens of the timed steps, where steps differ in them; None: each has tokens_per_step."""
     pause_seconds: Amount | None = None
-    """What a script's own validation and saving took between its steps, outside all windows; None: no script."""
+    """Time of a script's own validation and saving between its steps, outside all windows; None: no script."""
 
     def __post_init__(self) -> None:
-        kept = self.sentences
-        if kept is not None and not kept.counts.keys() | kept.shares.keys() <= self.scores.keys():
+        sentences = self.sentences
+        if sentences is not None and not sentences.counts.keys() | sentences.shares.keys() <= self.scores.keys():
             raise ValueError("it has sentences of scores that it has not")
 
 
@@ -504,11 +505,11 @@ class Failed(Recorded, frozen=True, kw_only=True, tag_field="status", tag="faile
     detail: str
     """What happened, with the last lines of the log where it crashed."""
     cpu_seconds: Amount | None = None
-    """Of a trial on a CPU that ran out of time: what its threads worked from its start, summed over them."""
+    """CPU time of a CPU trial that ran out of time, since its start, summed over its threads; None: another one."""
     run_queue_wait_seconds: Amount | None = None
-    """The same of their waits for a core."""
+    """Time that these threads waited for a core, summed."""
     cores_seconds: Amount | None = None
-    """The same of what the cores that it might use worked for whomever."""
+    """Time that the cores which it might use worked for any process."""
 
 
 Outcome = Completed | Failed
@@ -540,43 +541,43 @@ class Identity(Recorded, frozen=True, kw_only=True):
     """
 
     initial_weights_sha256: str | None
-    """Of the initial weights in fp32, names and shapes among them, before casting, sharding and wrapping."""
+    """Digest of the initial weights in fp32, with names and shapes, before casting, sharding and wrapping."""
     token_stream_sha256: str | None
-    """Of every optimizer step's tokens, from the tensors the model consumed, however the step was cut."""
+    """Digest of every optimizer step's tokens, from the tensors the model consumed, however the step was cut."""
     evaluation_set_sha256: str | None
-    """Of the held-out tokens scored; None: not evaluated."""
+    """Digest of the held-out tokens scored; None: not evaluated."""
     parameters: Count
     """Number of parameters, tied ones once."""
     trainable_parameters: Count | None = None
-    """Those that are trained; None in records that are older than the key."""
+    """Parameters that are trained; None in records that are older than the key."""
     left_out_parameters: Count | None = None
-    """Those of a script that no optimizer updates, in the first step or the last; None: a job that is no script."""
+    """Parameters of a script that no optimizer updates, in the first step or the last; None: no script."""
     tokens_per_step: Count | None
     """Tokens that the model consumed per optimizer step, over all ranks; of the step furthest from the job's."""
     steps_requested: Count
     """Optimizer steps of the job that were made."""
     steps_applied: Count
-    """Those that changed the weights."""
+    """Optimizer steps that changed the weights."""
     gradient_accumulation_steps: Count
     """Micro-batches per optimizer step and rank, the most of any step."""
     learning_rate_shape_sha256: str | None
-    """Of the learning rates that the optimizer had in each step, as shares of their peak."""
+    """Digest of the learning rates that the optimizer had in each step, as shares of their peak."""
     peak_learning_rate: list[Number] | None = None
     """The largest rate of each parameter group in any step, distinct and sorted; None: older than the key."""
     parameter_dtype: str
-    """Of the parameters that are trained, master weights where there are such."""
+    """Dtype of the parameters that are trained, master weights where there are such."""
     working_dtype: str | None = None
-    """Of the weights that forward and backward pass use: the parameters themselves, or a copy in less precision."""
+    """Dtype of the weights that both passes use: the parameters themselves, or a copy in less precision."""
     gradient_dtype: str | None
-    """As the update sees them."""
+    """Dtype of the gradients as the update sees them."""
     compute_dtype: str
-    """Of the output of a matrix product, as found on the logits."""
+    """Dtype of the output of a matrix product, read from the logits."""
     optimizer_state_dtype: list[str] | None
-    """Of the optimizer's state tensors of more than one element, as found, sorted."""
+    """Dtypes of the optimizer's state tensors of more than one element, sorted."""
     matmul_tf32: bool
     """Whether fp32 products may use TF32."""
     attention: str | None
-    """As the model reports it."""
+    """The attention kernel, as the model reports it."""
     sdpa_backends: list[str] | None = msgspec.field(default_factory=list)
     """Backends that torch's scaled_dot_product_attention used while training, in a forward pass or the compiled
     graph, sorted: `flash`, `efficient`, `cudnn`, `math`. Empty: it was not called, or older than the key."""
@@ -589,7 +590,7 @@ class Identity(Recorded, frozen=True, kw_only=True):
     first_step_gradient_norm: Number | None
     """Global gradient norm of step 0, before clipping; None where fp16's scaling overflowed in it."""
     first_step_update_norm: Number | None = None
-    """As a script's first update got them, clipped where it clips; None: not seen, or a job that is no script."""
+    """Norm of the gradients that a script's first update got, after any clipping; None: not seen, or no script."""
     heldout_rows_trained: Count | None = None
     """Rows that a script trained on that are pieces of the held-out tokens; None: not known."""
     world_size: Count = 1
@@ -599,48 +600,48 @@ class Identity(Recorded, frozen=True, kw_only=True):
     framework: str = "native"
     """Which training loop ran, `native` or `transformers.Trainer`."""
     reduction_dtype: str | None = None
-    """Of gradients while they are summed over ranks; None: one rank sums nothing."""
+    """Dtype of gradients while they are summed over ranks; None: one rank sums nothing."""
     loss: str | None = "cross_entropy"
-    """The training loss; None: an own loop that did not ask for it. Of a script also where it became another."""
+    """The training loss; None: own code's loop did not ask for it, or a script's loss became another one."""
     dropout: Number | None = 0.0
-    """The largest dropout, or share of dropped layers or of noise, found on the model; above 0 what is dropped
-    depends on how a step is cut. None: not known."""
+    """The largest dropout, or share of dropped layers or of noise, of any of the model's parts; above 0 what is
+    dropped depends on how a step is cut. None: not known."""
     random_modules: list[str] = msgspec.field(default_factory=list)
-    """Modules that draw random numbers on which the logits depend though none of these is set; numbers as `*`."""
+    """Modules that draw random numbers which change the logits though no dropout is set; numbers as `*`."""
     first_step_added_loss: Number | None = None
     """What the model itself added to the loss of step 0, as its configuration has it; None: it adds none."""
     code_sha256: str | None = None
-    """Of all files in the folders of own code; None: there is none, or `watched` has the digest of each file."""
+    """Digest of all files in the folders of own code; None: no such code, or `watched` has each file's digest."""
 
 
 class Watched(Recorded, frozen=True, kw_only=True):
-    """What was counted and tried besides what identities hold, once per trial. None: not seen, never assumed."""
+    """What was counted and tried once per trial, beside its identity. None: not seen, never assumed."""
 
     causality: dict[str, Amount] | None = None
-    """How much logits changed before where the input was changed, over the largest logit, in `training` and in
-    `evaluation` mode; None: no causal job, or not to be tried."""
+    """Largest change of the logits at places before a changed token, over the largest logit, in `training` and in
+    `evaluation` mode; None: no causal job, or it could not be tried."""
     clock_ratio: Amount | None = None
-    """Time that the trial's clock counted over what the clock counted that was kept before any own code ran."""
+    """Time by the trial's clock over the time by a clock that was saved before any own code ran."""
     code_files: dict[str, str] | None = None
     """Digest of each imported file of the folders of own code; None: the suite has no such folders."""
     own: list[str] = msgspec.field(default_factory=list)
-    """Which parts are own code: `model` or a dimension. What follows is counted only where there are some."""
+    """Which parts are own code: `model` or a dimension. The fields below are counted only where some are."""
     sequences_given: Count | None = None
     """Sequences that the job hands the model in all steps made, over all ranks."""
     sequences_seen: Count | None = None
-    """Those that the model was called with while gradients were recorded."""
+    """Sequences that the model was called with while gradients were recorded."""
     same_sequences: bool | None = None
-    """Whether what an own loop called the model with was, step by step, what it was handed."""
+    """Whether own code's loop called the model, step by step, with the sequences that it was handed."""
     evaluations: Count | None = None
     """Held-out sequences that the evaluations made should have scored."""
     evaluations_seen: Count | None = None
-    """Those that the model was called with while they were scored."""
+    """Held-out sequences that the model was called with while they were scored."""
     updates_per_step: Count | None = None
-    """The most often that one class's `step` ran within one step of an own optimizer."""
+    """The most calls of one class's `step` within one step of own code's optimizer."""
     sampled_updates: Count | None = None
-    """Updates at a rate above 0 around which the fp32 weights were held against each other."""
+    """Updates at a rate above 0 whose fp32 weights before and after were compared."""
     idle_updates: Count | None = None
-    """Those of them that changed no weight."""
+    """Sampled updates that changed no weight."""
     frozen_parameters: list[str] | None = None
     """Parameters with gradients that are bit for bit the same after the last update as before the first."""
     rate_effect: Amount | None = None
@@ -648,16 +649,16 @@ class Watched(Recorded, frozen=True, kw_only=True):
 
 
 class ScriptStep(Recorded, frozen=True, kw_only=True):
-    """One of the first optimizer steps of a script, to say where two starts of one job part."""
+    """One of the first optimizer steps of a script, to say at which step two runs of one job begin to differ."""
 
     tokens: Count
-    """Over all ranks, padding left out."""
+    """Tokens over all ranks, padding left out."""
     token_digest: str
-    """Of the tokens, however the step was cut."""
+    """Digest of the tokens, however the step was cut."""
     rates: list[Number]
-    """Of each parameter group."""
+    """Learning rate of each parameter group."""
     loss: Number | None
-    """As it was backwarded; nats per token; None: not seen."""
+    """The loss that went backward; nats per token; None: not seen."""
 
 
 class Script(Recorded, frozen=True, kw_only=True):
@@ -670,31 +671,31 @@ class Script(Recorded, frozen=True, kw_only=True):
     not_seen: dict[str, str] = msgspec.field(default_factory=dict)
     """By field of the identity, or other name: why it is not verified."""
     weights_bf16_sha256: str | None = None
-    """Of the initial weights by shapes alone, rounded to bf16: equal where a framework casts or renames them."""
+    """Digest of the initial weights without names, rounded to bf16: equal where a framework casts or renames."""
     rows_per_step: list[Count] = msgspec.field(default_factory=list)
     """The fewest and the most rows that a step trained on, over all ranks; empty: not seen."""
     first_steps: list[ScriptStep] = msgspec.field(default_factory=list)
-    """The first eight."""
+    """The first eight steps."""
     observer_seconds: Amount | None = None
-    """What observing took of the first rank's time."""
+    """Time that the observer took in the first rank."""
 
 
 RunPhase = Literal["tune", "screen", "interference", "repeat", "contest"]
 
 
 class OtherNode(Recorded, frozen=True, kw_only=True):
-    """A node beside the first of a trial over several."""
+    """A node other than the first of a trial over several nodes."""
 
     node: Count
-    """From 1; the first is the bench's own."""
+    """The node's number, from 1; node 0 is the bench's."""
     ranks: Count
-    """That ran on it."""
+    """Ranks that ran on it."""
     clock_offset_seconds: Number
-    """What its clock showed more than the bench's right before the trial, by the quickest of some round trips."""
+    """Its clock minus the bench's right before the trial, by the quickest of some round trips."""
     round_trip_seconds: Amount
-    """Of that one: the offset is known to half of it."""
+    """Duration of that round trip: the offset is known to half of it."""
     clock_drift_seconds: Number | None = None
-    """What the offset grew by over the trial; None: it was not asked, as the run was ending."""
+    """Growth of the offset over the trial; None: it was not measured, as the run was ending."""
 
 
 class Record(Recorded, frozen=True, kw_only=True):
@@ -703,7 +704,7 @@ class Record(Recorded, frozen=True, kw_only=True):
     schema_version: Whole = SCHEMA_VERSION
     """The version of these keys."""
     trial: Trial
-    """What was run."""
+    """The trial that was run."""
     phase: RunPhase = "contest"
     """Whether it tuned, screened, tried how lanes disturb each other, repeated a script, or counts in ranking."""
     round: Count
@@ -713,9 +714,9 @@ class Record(Recorded, frozen=True, kw_only=True):
     outcome: Outcome
     """completed with its measurement, or failed with its kind."""
     identity: Identity | None = None
-    """The certificate; None where the trial failed."""
+    """Evidence that the trial did the declared job; None where the trial failed."""
     watched: Watched | None = None
-    """What was counted and tried besides; None where the trial failed, or long ago."""
+    """What was counted and tried beside that; None where the trial failed, or older than the key."""
     script: Script | None = None
     """What was observed of a training command; None where the trial failed, or the job is no command."""
     software: AsJson = NOTHING
@@ -723,21 +724,21 @@ class Record(Recorded, frozen=True, kw_only=True):
     resolved_config: dict[str, Any] | None = None
     """DeepSpeed's configuration as it was used; None: no DeepSpeed."""
     meters: Meters | None = None
-    """What the bench saw of the GPUs, of a failed trial too; None: the trial was not launched, or long ago."""
+    """What the bench read of the GPUs, of a failed trial too; None: it was not launched, or older than the key."""
     evaluation_curve: list[EvaluationPoint] = msgspec.field(default_factory=list)
     """Held-out loss over the training."""
-    inside: Inside | None = None
-    """A look at what was learnt; None: not evaluated, or long ago."""
+    inside: Inspection | None = None
+    """Samples of what the model learnt; None: not evaluated, or older than the key."""
     loss_curve: AsJson = NO_LOSSES
-    """Training loss as [step, nats per token], decimated to at most 256 points; all in series.json."""
+    """Training loss as [step, nats per token], decimated to at most 256 points; all points are in series.json."""
     lane: Count | None = None
-    """The part of the machine that it ran on, from 0; None: it had the whole, or is older than the key."""
+    """The lane that it ran on, from 0; None: it had the whole machine, or is older than the key."""
     neighbours: Count = 0
     """How many other lanes trained at the same time, the most at any moment."""
     nodes: list[OtherNode] = msgspec.field(default_factory=list)
     """The other nodes of a trial over several; empty: one node ran all of it."""
     node: str | None = None
-    """Names of the nodes of the allocation that ran it, as Slurm writes them; None: not in a fleet."""
+    """Names of the nodes that ran it, as Slurm writes them; None: no run under Slurm."""
     wall_seconds: Amount
     """From the launch to the end of the trial, everything included."""
     started_at: str
@@ -745,16 +746,17 @@ class Record(Recorded, frozen=True, kw_only=True):
 
     def versions(self) -> dict[str, str | None]:
         """What `software` holds. Raises UserError where that is something else."""
-        return _opened(SOFTWARE, self.software, "software", self.trial)
+        return _decode_part(SOFTWARE, self.software, "software", self.trial)
 
     def training_losses(self) -> list[tuple[Whole, Number]]:
         """What `loss_curve` holds, as (step, nats per token). Raises UserError where that is something else."""
-        return _opened(LOSSES, self.loss_curve, "loss_curve", self.trial)
+        return _decode_part(LOSSES, self.loss_curve, "loss_curve", self.trial)
 
 
-def _opened(kind: Lines[Content], part: AsJson, name: str, trial: Trial) -> Content:
+def _decode_part(lines: Lines[Content], part: AsJson, name: str, trial: Trial) -> Content:
+    """A part of a record that stayed JSON. Raises UserError where it does not fit."""
     try:
-        return kind.read(part)
+        return lines.read(part)
     except ValueError as error:
         raise UserError(
             f"the record of option {trial.option}, seed {trial.seed} is damaged: `{name}` does not fit: {error}; "

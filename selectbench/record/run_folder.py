@@ -323,7 +323,7 @@ def take_references(folder: Path, suite: Suite) -> None:
             )
 
 
-def read_answers(folder: Path) -> dict[str, stored.Asked]:
+def read_answers(folder: Path) -> dict[str, stored.ApiAnswers]:
     """What is known of each reference, by name; {}: none was asked. Raises UserError where that can't be read."""
     path = folder / REFERENCES
     try:

@@ -151,7 +151,7 @@ class Finished(record.Recorded, frozen=True, kw_only=True, tag_field="event", ta
     identity: record.Identity
     evaluation_curve: list[record.EvaluationPoint]
     loss_curve: record.AsJson
-    inside: record.Inside | None = None
+    inside: record.Inspection | None = None
     watched: record.Watched | None = None
     script: record.Script | None = None
     software: dict[str, str | None] | None = None

@@ -11,7 +11,7 @@ import numpy as np
 
 from selectbench import units
 from selectbench.analysis.result import OwnBest, Ranking, Row, Tried
-from selectbench.record.record import Completed, EvaluationPoint, GpuMeters, Inside, Record, Series
+from selectbench.record.record import Completed, EvaluationPoint, GpuMeters, Inspection, Record, Series
 from selectbench.report.document import Chart, Ratio, labels, value_text
 from selectbench.suite.metrics import METRICS
 from selectbench.text import one_line
@@ -457,7 +457,7 @@ def tried_text(own: OwnBest, tried: Tried) -> str:
     return f"{figure} (chosen)" if tried.chosen else figure
 
 
-def attention_chart(option: str, inside: Inside) -> Chart:
+def attention_chart(option: str, inside: Inspection) -> Chart:
     """What of an option's last layer attends to what, mean over heads: a square for each pair of tokens."""
     rows, columns = len(inside.attention), len(inside.attention[0])
     title = _titled(f"Attention of {option}: rows attend to columns")

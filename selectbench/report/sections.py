@@ -16,7 +16,7 @@ from selectbench.analysis.screening import SCREENING_RULE, screened_words
 from selectbench.analysis.summary import mean, summarise
 from selectbench.analysis.tuning import FLAT
 from selectbench.errors import UserError, did_you_mean
-from selectbench.record.record import Completed, Failed, Inside, Measurement, Record
+from selectbench.record.record import Completed, Failed, Inspection, Measurement, Record
 from selectbench.report import document as doc
 from selectbench.report import evidence
 from selectbench.report import ranking as shown
@@ -315,7 +315,7 @@ def _learnt(ranking: Ranking, done: Counting) -> Iterator[doc.Section]:
         yield doc.Section("learnt", "Inside the trained models", blocks)
 
 
-def _samples(looks: Mapping[str, Inside], asked: Sequence[Reference]) -> Iterator[doc.Table]:
+def _samples(looks: Mapping[str, Inspection], asked: Sequence[Reference]) -> Iterator[doc.Table]:
     """Samples side by side; of options with other tokenizers prompts differ, and stand by themselves."""
     by_prompt: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for option, inside in looks.items():
@@ -335,7 +335,7 @@ def _samples(looks: Mapping[str, Inside], asked: Sequence[Reference]) -> Iterato
         yield doc.table(caption, ("option", "continuation"), (), rows, is_titled=True)
 
 
-def _shaded(option: str, inside: Inside) -> doc.Shaded:
+def _shaded(option: str, inside: Inspection) -> doc.Shaded:
     average = units.significant(sum(inside.token_losses) / len(inside.token_losses), 3)
     visible = (clean(word.replace("\n", "\u21b5")).replace("\n", " ")[:40] for word in inside.tokens)
     losses = zip(visible, inside.token_losses, strict=True)

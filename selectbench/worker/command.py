@@ -37,7 +37,7 @@ from selectbench.record.record import (
     Script,
     ScriptStep,
     decimate,
-    largest,
+    largest_of_ranks,
 )
 from selectbench.record.wire import CommandOrder, Event, Finished, GaveUp, Phase, Progress, Started
 from selectbench.suite.job import distinct_rates, shape_sha256
@@ -280,7 +280,7 @@ def _finished(order: CommandOrder, ranks: list[Seen], began: float, cores: dict[
     measurement, windows = _measurement(order, ranks, steps, curve, seconds, began, cores)
     return Finished(
         measurement=measurement, identity=identity, evaluation_curve=curve,
-        loss_curve=LOSSES.keep(decimate([(n, s["loss"]) for n, s in enumerate(steps) if s["loss"] is not None])),
+        loss_curve=LOSSES.as_json(decimate([(n, s["loss"]) for n, s in enumerate(steps) if s["loss"] is not None])),
         script=script, software={k: str(v) for k, v in (first.start.get("versions") or {}).items()},
         timed_windows=windows, training_window=(float(first.start["at"]), float(steps[-1]["at"])),
         devices=[TorchDevice(gpu["uuid"].removeprefix("GPU-") or None, None)
@@ -359,7 +359,7 @@ def _measurement(
         final_loss=curve[-1].loss if curve else None,
         heldout_tokens=sum(int(seen.evaluation["tokens"]) for seen in ranks) if curve else None, heldout_bytes=None,
         memory_by_rank=memory, trial_seconds=time.perf_counter() - began, pause_seconds=pauses,
-        **largest(memory), **cores,
+        **largest_of_ranks(memory), **cores,
     ), windows  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from selectbench.choices.choice import is_own
 from selectbench.choices.model import Lora, OwnModel, PretrainedTokenizer
 from selectbench.data.prepared import HELDOUT, TOKENIZER, Prepared
 from selectbench.data.tokenizer import pretrained_tokenizer
-from selectbench.record.record import Inside, Sample, Sentences
+from selectbench.record.record import Inspection, Sample, Sentences
 from selectbench.record.wire import Order
 from selectbench.suite.job import OWN_SCORE, Eval
 from selectbench.worker import runtime
@@ -228,7 +228,7 @@ def tokenizer_of(data: Prepared) -> Tokenizer | None:
     return Tokenizer.from_file(str(data.folder / TOKENIZER)) if data.has_text else None
 
 
-def look_inside(held_out: HeldOut, reading: Reading, forward: Forward, world: World) -> Inside:
+def look_inside(held_out: HeldOut, reading: Reading, forward: Forward, world: World) -> Inspection:
     """Every rank calls it together, and makes the same calls."""
     batch, text = held_out.batch(0, 1).to(world.device), reading.text
     tokens, losses = _token_losses(forward, batch, text)
@@ -239,7 +239,7 @@ def look_inside(held_out: HeldOut, reading: Reading, forward: Forward, world: Wo
             samples = _translations(held_out, held_out.pairs, reading.end_id, text, forward, world)
         elif batch.arguments:
             samples = _continuations(held_out, text, forward, world)
-    return Inside(
+    return Inspection(
         samples=samples, tokens=tokens, token_losses=losses,
         attention=weights, attention_rows=rows, attention_columns=columns,
     )  # fmt: skip

@@ -31,7 +31,7 @@ from selectbench.record.record import (
     RankMemory,
     Watched,
     decimate,
-    largest,
+    largest_of_ranks,
 )
 from selectbench.record.wire import Finished, Order
 from selectbench.suite.job import distinct_rates, shape_sha256
@@ -184,7 +184,7 @@ def finished(setting: Setting, before: Before, trained: Trained, began: float) -
         identity=_identity(setting, before, trained),
         evaluation_curve=recorder.evaluation_curve,
         inside=recorder.inside,
-        loss_curve=LOSSES.keep(decimate(list(enumerate(recorder.series.losses)))),
+        loss_curve=LOSSES.as_json(decimate(list(enumerate(recorder.series.losses)))),
         resolved_config=trained.resolved_config,
         timed_windows=recorder.timing.stretches,
         training_window=recorder.training_window,
@@ -280,7 +280,7 @@ def _measurement(
         parameters_by_use=setting.parameters_by_use,
         left_parameters=setting.left_parameters,
         evaluation_attention=runtime.evaluation_kernel(setting.module) if held_out else None,
-        **largest(memory),
+        **largest_of_ranks(memory),
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from selectbench.record.record import EvaluationPoint, Inside
+from selectbench.record.record import EvaluationPoint, Inspection
 from selectbench.record.wire import Evaluating, Event, Order, Phase, Progress
 from selectbench.suite.job import Eval
 from selectbench.worker import evaluation
@@ -344,7 +344,7 @@ class Recorder:
         self.evaluation_curve: list[EvaluationPoint] = []
         self.evaluation_seconds = 0.0
         self.scores = evaluation.Scores()
-        self.inside: Inside | None = None
+        self.inside: Inspection | None = None
         self.steps_done = 0
         self.first_step_at: float | None = None
         """When the first window was opened, by `time.perf_counter`."""

@@ -124,7 +124,7 @@ def test_other_jobs_and_other_machines_are_refused() -> None:
 def test_compare_says_how_threads_waited_and_in_which_library() -> None:
     def read_with(openmp: str | None, name: str, **threads: str) -> ReadRun:
         records = trials(np.random.default_rng(0), dict.fromkeys(NAMES, 1.0))
-        software = SOFTWARE.keep({"torch": "2.13", **({"openmp": openmp} if openmp else {})})
+        software = SOFTWARE.as_json({"torch": "2.13", **({"openmp": openmp} if openmp else {})})
         return read([replace(record, software=software) for record in records], name, {"threads": threads})
 
     before = read_with("libgomp.so.1", "a", GOMP_SPINCOUNT="1000")

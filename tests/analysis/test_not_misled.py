@@ -493,7 +493,7 @@ def test_a_suite_that_was_edited_does_not_lend_its_settings_to_the_records() -> 
     def with_lr(name: str, lr: float) -> list[Record]:
         settings = {"optimizer": {"name": "adamw", "lr": lr}, "micro_batch_size": 16}
         return [
-            replace(record, trial=replace(record.trial, settings=SETTINGS.keep(settings)))
+            replace(record, trial=replace(record.trial, settings=SETTINGS.as_json(settings)))
             for record in trials(name, [100.0, 101.0, 102.0])
         ]
 

@@ -193,7 +193,7 @@ def test_sizes_are_found_before_and_what_is_screened_out_is_not_tuned(tmp_path: 
     assert [(p.trial.option, p.round, p.phase) for p in screening.plan.trials] == [
         ("fp32", 0, "screen"), ("bf16", 1, "screen"), ("pure", 1, "screen"), ("fp32", 2, "screen"),
     ]  # fmt: skip
-    assert {p.trial.every_setting()["micro_batch_size"] for p in screening.plan.trials} == {8}
+    assert {p.trial.read_settings()["micro_batch_size"] for p in screening.plan.trials} == {8}
     tried = screen(suite, at(fp32=1000.0, bf16=1200.0, pure=10.0))
     later = dict(stages(own, [*sizes, *tried]))
     assert {option.tunes for option in later["tuning"].suite.options} == {"fp32", "bf16"}

@@ -35,7 +35,7 @@ from evidence.golden_trials import (
 from made_records import HOT, SHARED, make_meters
 from msgspec.structs import replace
 
-from selectbench.record.record import Architecture, Inside, Meters, RankMemory, Record, Sample
+from selectbench.record.record import Architecture, Inspection, Meters, RankMemory, Record, Sample
 from selectbench.record.run_folder import RECORDS
 from selectbench.suite.job import LrSchedule, shape_sha256, shares
 
@@ -174,9 +174,9 @@ def grid() -> Run:
     return Run(suite, records)
 
 
-def learnt(option: str) -> Inside:
+def learnt(option: str) -> Inspection:
     """A look inside."""
-    return Inside(
+    return Inspection(
         samples=[Sample(prompt="een twee", said=f"drie {option}", reference="drie vier"),
                  Sample(prompt="vijf |<b>", said="zes", reference=None)],
         tokens=["een", "\n", " twee"], token_losses=[0.5, 2.0, 9.0],

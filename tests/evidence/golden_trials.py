@@ -128,9 +128,9 @@ def trial(
         )
         for step, loss in zip(places, losses, strict=True)
     ]
-    training = LOSSES.keep([(step, round(7.7 - step / 30 + seed / 100, 3)) for step in range(0, STEPS, 4)])
+    training = LOSSES.as_json([(step, round(7.7 - step / 30 + seed / 100, 3)) for step in range(0, STEPS, 4)])
     if settings is not None:
-        made = replace(made, trial=replace(made.trial, settings=SETTINGS.keep(settings)))
+        made = replace(made, trial=replace(made.trial, settings=SETTINGS.as_json(settings)))
     return replace(
         made, evaluation_curve=points, loss_curve=training, started_at=begun(seed), wall_seconds=15.0 + seed,
         **(whole or {}),

@@ -85,7 +85,7 @@ def certified(**changes: Any) -> Breaks:
 
 
 def other_torch(record: Record) -> Record:
-    return replace(record, software=SOFTWARE.keep({**record.versions(), "torch": "1.0"}))
+    return replace(record, software=SOFTWARE.as_json({**record.versions(), "torch": "1.0"}))
 
 
 def evaluated(**changes: Any) -> Breaks:

@@ -288,7 +288,7 @@ def a_run(folder: Path, environment: dict[str, Any], walls: list[float]) -> None
     folder.mkdir(parents=True)
     (folder / ENVIRONMENT).write_text(json.dumps(environment))
     for seed, wall in enumerate(walls):
-        settings = SETTINGS.keep({"precision": {"name": "fp32"}})
+        settings = SETTINGS.as_json({"precision": {"name": "fp32"}})
         record = make_record("whole", seed)
         trial = replace(record.trial, settings=settings)
         append_record(folder / RECORDS_FILE, replace(record, trial=trial, wall_seconds=wall))

@@ -114,7 +114,7 @@ def test_trials_are_those_of_a_suite_that_names_what_was_taken(suite_file: Path)
     settled = make_plan(with_machine_choices(left_open(suite_file), machine, None), machine, None, "code")
     named = left_open(suite_file, "choices.precision=fp16_mixed", "choices.micro_batch_size=4")
     assert [p.trial for p in settled.trials] == [p.trial for p in make_plan(named, machine, None, "code").trials]
-    settings = settled.trials[0].trial.every_setting()
+    settings = settled.trials[0].trial.read_settings()
     assert (settings["precision"], settings["micro_batch_size"]) == ({"name": "fp16_mixed"}, 4)
     elsewhere = with_machine_choices(left_open(suite_file), on(a_gpu(80, (9, 0))), None)
     others = make_plan(elsewhere, on(a_gpu(80, (9, 0))), None, "code").trials

@@ -52,7 +52,9 @@ def order() -> Order:
         "seq_len": 16, "global_batch_size": 2, "max_steps": 8, "data": {"text": ["-"]},
     }  # fmt: skip
     return Order(
-        trial=Trial(trial_id="t", option="a", seed=0, settings=SETTINGS.keep(settings), tried={"optimizer.lr": 1}),
+        trial=Trial(
+            trial_id="t", option="a", seed=0, settings=SETTINGS.as_json(settings), tried={"optimizer.lr": 1},
+        ),
         job=Job.model_validate(job), choices=Choices.model_validate(settings), device="cpu", threads=1,
         world_size=1, data_folder="d", trial_folder="t", weights_folder="w", min_timed_seconds=0.0,
     )  # fmt: skip
@@ -87,14 +89,14 @@ def test_no_number_that_is_not_finite_is_written(tmp_path: Path, number: float, 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_no_loss_curve_with_such_a_number_is_made(number: float) -> None:
     with pytest.raises(ValueError, match=r"would be read back as None - at `\$\[1\]\[1\]`"):
-        LOSSES.keep([(0, 7.5), (1, number)])
+        LOSSES.as_json([(0, 7.5), (1, number)])
 
 
 def test_a_loss_curve_comes_back_and_a_damaged_one_is_left_out_or_told_when_asked_for(
     tmp_path: Path,
 ) -> None:
     points = [(0, 7.5), (3, 6.25)]
-    line = RECORDS.write(replace(make_record("a", 0), loss_curve=LOSSES.keep(points)))
+    line = RECORDS.write(replace(make_record("a", 0), loss_curve=LOSSES.as_json(points)))
     wrong = line.replace(b"[3,6.25]", b"[3,6,25]")
     forged = wrong[:-1] + b',"crc32":"%08x"}' % zlib.crc32(wrong)
     path = tmp_path / "records.jsonl"
@@ -191,8 +193,8 @@ def test_no_amount_below_nothing_is_written_but_a_loss_of_own_code_may_be(tmp_pa
 @pytest.mark.parametrize("part", [b'"optimizer"', b'"torch"'])
 def test_one_bad_byte_in_a_part_that_stays_json_leaves_out_that_line_alone(tmp_path: Path, part: bytes) -> None:
     own = replace(
-        make_record("a", 0), software=SOFTWARE.keep({"torch": "2"}),
-        trial=Trial(trial_id="t", option="a", seed=0, settings=SETTINGS.keep({"optimizer": {"lr": 1}})),
+        make_record("a", 0), software=SOFTWARE.as_json({"torch": "2"}),
+        trial=Trial(trial_id="t", option="a", seed=0, settings=SETTINGS.as_json({"optimizer": {"lr": 1}})),
     )  # fmt: skip
     line, path = RECORDS.write(own), tmp_path / "records.jsonl"
     for bad in (part[:-2] + b'\xff"', part[:-2] + b'\x01"', part[:-1]):

@@ -111,7 +111,7 @@ def test_a_quick_run_says_that_quality_was_not_measured() -> None:
 
 def test_one_option_in_detail() -> None:
     suite, records = make_run()
-    curve = LOSSES.keep([(i, 7.0 - i / 100) for i in range(100)])
+    curve = LOSSES.as_json([(i, 7.0 - i / 100) for i in range(100)])
     records[3] = replace(with_curve(records[3], 1.0, 6.25, 6.0, 5.5), loss_curve=curve)
     text = render_option(suite, rank(suite, records), records, "bf16")
     assert "Rank 1 of 2 ranked; differs from the baseline fp32 in precision." in text

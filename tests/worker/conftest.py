@@ -57,7 +57,7 @@ class Trials:
             "global_batch_size": 8, "max_steps": 8, "eval": {"tokens": 1000}, "timing": {"warmup_steps": 2},
             "lr_schedule": {"name": "cosine", "warmup_steps": 2}, **(job or {}),
         }  # fmt: skip
-        recorded = SETTINGS.keep(made.model_dump(mode="json"))
+        recorded = SETTINGS.as_json(made.model_dump(mode="json"))
         return Order(
             trial=Trial(trial_id=option, option=option, seed=seed, settings=recorded),
             job=Job.model_validate(content).of(made), choices=made, device=device, threads=1,
