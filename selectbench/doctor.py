@@ -55,7 +55,7 @@ from selectbench.machine import (
     wrong_system_reason,
 )
 from selectbench.planning.plan import GpuNeed
-from selectbench.record.environment import Calibration, Rate, store, stored
+from selectbench.record.environment import Calibration, Rate, read_calibration, write_calibration
 from selectbench.text import some
 
 Status = Literal["ok", "limited", "broken"]
@@ -150,7 +150,7 @@ def check_calibration() -> Iterator[Finding]:
     for number, gpu in enumerate(gpus()):
         subject = f"calibration of GPU {number}"
         try:
-            found = stored(gpu.uuid)
+            found = read_calibration(gpu.uuid)
         except UserError as error:
             yield Finding(subject, "limited", str(error), CALIBRATE)
             continue
@@ -416,7 +416,7 @@ def _measured(gpu: Gpu | None, notify: Notify, sizes: Sequence[int]) -> Calibrat
     now = datetime.now(UTC).isoformat(timespec="seconds")
     calibration = Calibration(name=name, rates=rates, torch_version=torch_version, measured_at=now)
     if gpu is not None:
-        store(gpu.uuid, calibration)
+        write_calibration(gpu.uuid, calibration)
     return calibration
 
 

@@ -480,7 +480,7 @@ class Team(Alone):
         words = [said, *(member.ended.said if member.ended else None for member in self.members)]
         if any(word is None or not word.cells for word in words):
             return outcome
-        rank, sentence = wire.describe([cell for word in words if word is not None for cell in word.cells])
+        rank, sentence = wire.describe_stages([cell for word in words if word is not None for cell in word.cells])
         node = (rank or 0) // self._here
         theirs = self.members[node - 1].ended if node else None
         stacks = (theirs.failed if theirs and theirs.failed else outcome).detail.partition("\n")[2]

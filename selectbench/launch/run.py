@@ -89,9 +89,9 @@ from selectbench.record.run_folder import (
     runs_of,
     suite_text,
     sweep_weights,
-    take_references,
-    trained_part,
+    update_references,
     weights_folder,
+    without_references,
     write_whole,
     writing,
 )
@@ -151,7 +151,7 @@ def run(
         with make_stop() as stop:
             if preparation.extended is not None:
                 extend_run(folder, preparation.suite, preparation.extended.suite)
-            take_references(folder, preparation.suite)
+            update_references(folder, preparation.suite)
             display = make_display()
             ask = partial(ask_references, preparation.suite, preparation.prepared, folder, stop, display.note)
             try:
@@ -354,7 +354,7 @@ def _folder_to_extend(preparation: Preparation, extended: Extended) -> Path:
 def _differences(preparation: Preparation, suite: Suite, folder: Path, stored: Suite) -> list[Differing]:
     """Of suite and environment between a run, whose suite is `stored`, and what would be run now."""
     then, now = read_environment(folder / ENVIRONMENT), json.loads(json.dumps(preparation.environment, default=str))
-    settings = differing(trained_part(suite.resolved), trained_part(stored.resolved))
+    settings = differing(without_references(suite.resolved), without_references(stored.resolved))
     return [*settings, *differing(fingerprint_part(now), fingerprint_part(then))]
 
 

@@ -39,7 +39,7 @@ from selectbench.record.wire import (
     Evaluating,
     Finished,
     GaveUp,
-    Met,
+    Listening,
     Order,
     Phase,
     Progress,
@@ -608,7 +608,7 @@ class TrialRunner:
                 self._verdict = event
             elif isinstance(event, Started):
                 self._software = event.software
-            elif isinstance(event, Met):
+            elif isinstance(event, Listening):
                 self.others.met(event.port)
             else:
                 self.listener(event)

@@ -33,15 +33,14 @@ _IMPORT = re.compile(
 
 # What the machine and the software were when trials ran. Every key of environment.json is documented here.
 #
-# Besides there are `data`, the facts of `Prepared` (with `commits`: of data sets that were read as they were
-# downloaded, the hub's commit), where a model was trained before `pretrained`: by option, its commit on the hub or
-# the SHA-256 of its folder's files, of a run over several machines `nodes`, how many: what is said of the machine
-# is equal on all of them, where there are folders of own code `own_files_sha256`, the digest of what is
-# no module in them, and where the suite left something to the machine `machine_choices`: what was
-# asked, what was taken and why (`suite.suite.MachineChoice`).
+# Some runs have more keys. `data`: the facts of `Prepared`, with `commits`, the hub's commit of data sets that were
+# read as downloaded. `pretrained`: by option, the commit on the hub of a model that was trained before, or the
+# SHA-256 of its folder's files. `nodes`: how many machines a run has, which are alike in all keys.
+# `own_files_sha256`: digest of the files that are no modules in folders of own code. `machine_choices`: what the
+# suite left to the machine, what was requested, what was taken and why (`suite.suite.MachineChoice`).
 #
-# Host and user names, folders and secrets stay out: only listed variables are read, and of paths in them only the
-# last part is kept.
+# Host and user names, folders and secrets stay out: only listed variables are read, and paths in them are cut to
+# their last part.
 
 
 ALLOCATOR_VARIABLES = (
@@ -65,11 +64,11 @@ GIT_SECONDS = 20
 GPU_FACTS = (
     "name", "memory_total_bytes", "compute_capability", "power_limit_watts", "ecc_enabled", "max_sm_clock_hertz",
 )  # fmt: skip
-"""What is said of each GPU, as `gpu.devices.Gpu` has it."""
+"""Fields of `gpu.devices.Gpu` that environment.json has of each GPU."""
 
 
 class InterpreterFacts(TypedDict, total=False):
-    """Another interpreter that trials run in; where it lies stays out."""
+    """Another interpreter that trials run in; its path stays out."""
 
     python: str
     """Implementation and version."""
@@ -80,12 +79,12 @@ class InterpreterFacts(TypedDict, total=False):
 
 
 class Environment(TypedDict, total=False):
-    """environment.json: what may explain a figure, and no name of a person or host; earlier ones had fewer keys."""
+    """environment.json: what may explain a figure, no name of a person or host; earlier files had fewer keys."""
 
     selectbench_version: str
-    """Of the package."""
+    """Version of the package."""
     code_sha256: str
-    """Of the package's own .py files that a trial executes, names and content."""
+    """Digest of the package's .py files that a trial executes, names and content."""
     python: str
     """Implementation and version, `CPython 3.11.7`."""
     system: str
@@ -97,7 +96,7 @@ class Environment(TypedDict, total=False):
     cpu_model: str | None
     """As the kernel names it."""
     cpu_features: list[str]
-    """Which vector and matrix instructions it has, of those that decide the speed of training; empty: not known."""
+    """Its vector and matrix instructions that decide how fast a training runs; empty: not known."""
     cpu_count: int | None
     """Logical cores of the machine."""
     cores_by_affinity: int
@@ -105,13 +104,13 @@ class Environment(TypedDict, total=False):
     cores_by_cgroup: float | None
     """CPU quota in cores; None: no quota."""
     memory_total_bytes: int | None
-    """Of the machine."""
+    """The machine's memory."""
     memory_limit_bytes: int | None
-    """Of the cgroup; None: no limit."""
+    """The cgroup's limit of memory; None: no limit."""
     gpus: list[dict[str, Any]]
-    """`GPU_FACTS` of those that the run has taken, in the order of ranks; empty for a run on the CPU."""
+    """`GPU_FACTS` of the GPUs that the run has taken, in the order of ranks; empty for a run on the CPU."""
     driver_version: str | None
-    """Of the NVIDIA driver."""
+    """Version of the NVIDIA driver."""
     cuda_driver_version: tuple[int, int] | None
     """The newest CUDA that the driver runs."""
     gpu_topology: list[list[str | None]]
@@ -119,15 +118,15 @@ class Environment(TypedDict, total=False):
     torch_cuda_version: str | None
     """The CUDA that torch is built for; None: built without."""
     allocator: dict[str, str]
-    """Variables that change how memory is allocated, those that are set; of paths only the last part."""
+    """Variables that change how memory is allocated and are set; paths are cut to their last part."""
     threads: dict[str, str]
     """Variables that change how many threads run, where and how they wait, as set or given to trials on the CPU."""
     switches: dict[str, str]
-    """Variables that change which kernels run, those that are set."""
+    """Variables that change which kernels run and are set."""
     libraries: dict[str, str | None]
     """Versions; None: not installed."""
     interpreters: dict[str, InterpreterFacts]
-    """By option, the interpreter that it names; the others run in the bench's own."""
+    """By option, the interpreter that it names; other options run in the bench's interpreter."""
     git_revision: str | None
     """Commit of the repository that holds the suite; None: not in one, or no git."""
     git_dirty: bool | None
@@ -135,7 +134,7 @@ class Environment(TypedDict, total=False):
 
 
 class UnusedRows(TypedDict):
-    """What a model's embedding has more than the data need, of an option where that is much: `data.unused_rows`."""
+    """Rows of an option's embedding for tokens that the data lack, where they are many: `data.unused_rows`."""
 
     rows: Annotated[int, msgspec.Meta(ge=1)]
     """Tokens that the model has rows for."""
@@ -144,11 +143,11 @@ class UnusedRows(TypedDict):
     unused: int
     """Parameters in rows of tokens that never occur."""
     parameters: Annotated[int, msgspec.Meta(ge=1)]
-    """Of the whole model, biases and norms not among them."""
+    """Parameters of the whole model without biases and norms."""
 
 
 def _checked(kinds: Mapping[str, Any]) -> Any:
-    """A mapping that may lack any of these keys and have others."""
+    """A class for checking a mapping, which may lack any of these keys and have others."""
     return msgspec.defstruct("Checked", [(key, kind, None) for key, kind in kinds.items()])
 
 
@@ -163,7 +162,7 @@ _WHOLE = _checked({
     "data": _checked({**_DATA, "by_option": GenericAlias(dict, (str, _checked(_DATA))) | None}) | None,
     "lanes": int | None,
 })  # fmt: skip
-"""With keys that only some runs have; `lanes`: into how many equal parts the machine was divided."""
+"""With the keys that only some runs have; `lanes`: into how many equal parts the machine was divided."""
 
 
 def read_environment(path: Path) -> dict[str, Any]:
@@ -207,9 +206,9 @@ def collect_environment(
         cuda_driver_version=visible[0].cuda_driver_version if visible else None,
         gpu_topology=topology(visible),
         torch_cuda_version=machine.torch_cuda_version(),
-        allocator=_set_variables(ALLOCATOR_VARIABLES),
-        threads=_set_variables(THREAD_VARIABLES) | machine.short_wait(os.environ, device),
-        switches=_set_variables(SWITCH_VARIABLES),
+        allocator=_present_variables(ALLOCATOR_VARIABLES),
+        threads=_present_variables(THREAD_VARIABLES) | machine.short_wait(os.environ, device),
+        switches=_present_variables(SWITCH_VARIABLES),
         libraries={name: machine.installed_version(name) for name in machine.LIBRARIES},
         interpreters={
             option: InterpreterFacts(
@@ -260,7 +259,7 @@ def _imported(path: Path) -> set[str]:
     return modules
 
 
-def _set_variables(names: tuple[str, ...]) -> dict[str, str]:
+def _present_variables(names: tuple[str, ...]) -> dict[str, str]:
     return {name: without_folders(os.environ[name]) for name in names if name in os.environ}
 
 
@@ -270,73 +269,74 @@ def without_folders(value: str) -> str:
 
 
 def _git_output(folder: Path, *arguments: str) -> str | None:
-    # Without the optional lock a status never stands in the way of a commit of the user's.
+    """What git prints in the folder; None where it fails or is missing."""
+    # Without the optional lock a status never blocks a commit of the user's.
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     # GIT_DIR and the like, as a hook sets them, would name another repository.
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, timeout=GIT_SECONDS, check=True, env=variables
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return process.stdout.strip()
 
 
 # How fast large matrix products ran on each GPU of this machine, kept for later runs.
 
 
 class Rate(Recorded, frozen=True, kw_only=True):
-    """The best of several sizes."""
+    """The best rate of several sizes of matrices."""
 
     flops_per_second: Annotated[float, msgspec.Meta(gt=0)]
-    """2 x size^3 a product."""
+    """The rate, with 2 x size^3 FLOPs a product."""
     size: int
-    """Of the square matrices."""
+    """Rows of the square matrices."""
 
 
 class Calibration(Recorded, frozen=True, kw_only=True):
-    """One device's."""
+    """The measured rates of one device."""
 
     name: str
     """As the driver calls it."""
     rates: dict[str, Rate]
-    """By dtype of the products, with the settings that trials have: `float32`, `tf32`, `bfloat16`, `float16`."""
+    """Rates by dtype (`float32`, `tf32`, `bfloat16`, `float16`), with the settings that trials have."""
     torch_version: str
-    """Whose kernels it was measured with; a rate counts for runs with another one too."""
+    """The torch whose kernels were measured; a rate counts for runs with another one too."""
     measured_at: str
-    """UTC, ISO 8601."""
+    """When it was measured, UTC, ISO 8601."""
 
 
-def _file_of(uuid: str) -> Path:
-    """Each GPU has one of its own, so that writers at the same time need no lock."""
+def _calibration_file(uuid: str) -> Path:
+    """A GPU's calibration file; each GPU has one, so that concurrent writers need no lock."""
     return cache_root() / f"calibration-{uuid.replace('/', '_')}.json"
 
 
-def stored(uuid: str) -> Calibration | None:
-    """A GPU's; None: it was never calibrated here. Raises UserError where the file is damaged."""
+def read_calibration(uuid: str) -> Calibration | None:
+    """A GPU's calibration; None: it was never calibrated here. Raises UserError where the file is damaged."""
     try:
-        return msgspec.convert(unsealed(_file_of(uuid).read_bytes()), Calibration)
+        return msgspec.convert(unsealed(_calibration_file(uuid).read_bytes()), Calibration)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        what = error.strerror if isinstance(error, OSError) else "it is damaged"
-        how = "`selectbench doctor --calibrate` writes it anew"
-        raise UserError(f"{_file_of(uuid)}: cannot read: {what}; {how}") from None
+        problem = error.strerror if isinstance(error, OSError) else "it is damaged"
+        remedy = "`selectbench doctor --calibrate` writes it anew"
+        raise UserError(f"{_calibration_file(uuid)}: cannot read: {problem}; {remedy}") from None
 
 
 def stored_rates(uuid: str) -> dict[str, float]:
-    """FLOP/s by dtype; empty where the GPU was never calibrated or the file can't be read."""
+    """A GPU's rates in FLOP/s by dtype; empty where it was never calibrated or the file can't be read."""
     try:
-        calibration = stored(uuid)
-    except UserError:  # doctor says so
+        calibration = read_calibration(uuid)
+    except UserError:  # `doctor` reports it
         return {}
     return {dtype: rate.flops_per_second for dtype, rate in calibration.rates.items()} if calibration else {}
 
 
-def store(uuid: str, calibration: Calibration) -> None:
-    """Keep a GPU's in place of its last. Raises UserError."""
-    file = _file_of(uuid)
+def write_calibration(uuid: str, calibration: Calibration) -> None:
+    """Write a GPU's calibration over its last one. Raises UserError."""
+    file = _calibration_file(uuid)
     with writing(file, ""):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, sealed(msgspec.to_builtins(calibration)))

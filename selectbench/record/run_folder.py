@@ -37,37 +37,37 @@ PAGE = "report.html"
 TABLE = "ranking.csv"
 BENCHMARK = "benchmark.json"
 REFERENCES = "references.json"
-"""What models behind an API answered; beside it a folder `references` with all of it, an object a line."""
+"""What models behind an API answered; the folder `references` has every answer, an object a line."""
 TRIALS = "trials"
 WEIGHTS = "weights"
 ROUNDS = "rounds"
 """Folders that the jobs of a run under Slurm write, one for each round."""
 MODEL = "model"
-"""Of a trial's folder: the trained model, where it is kept."""
+"""The trained model's folder in a trial's folder, where the model is kept."""
 
 
 MACHINE = (
     "cpu_model", "cpu_features", "cores_by_affinity", "cores_by_cgroup", "gpus", "memory_limit_bytes", "threads",
     "lanes",
 )  # fmt: skip
-"""Of the environment, by beginning: what makes it another machine."""
+"""Keys of the environment that tell machines apart."""
 
 
 class PastRun(BaseModel, frozen=True):
-    """What the list of runs says of one; unknown is None."""
+    """A run as `list` shows it; unknown is None."""
 
     folder: str
     suite: str
     started_at: str | None
-    """UTC, to the minute."""
+    """When it started, UTC, to the minute."""
     device: str | None = None
     hardware: str | None = None
-    """GPUs' names, or the CPU's."""
+    """Names of its GPUs, or of its CPU."""
     trials_done: int | None = None
-    """Of those planned, that have an outcome, failed ones among them; interrupted ones run again."""
+    """How many planned trials have an outcome, failed ones too; interrupted ones run again."""
     trials_planned: int | None = None
     answer: str | None = None
-    """Of its ranking.json; None: there is none yet."""
+    """The answer in its ranking.json; None: there is none yet."""
     note: str | None = None
     """What is wrong with the folder."""
 
@@ -83,18 +83,18 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
-# What is read from a run's folder may be damaged, or somebody else's: it is checked here, and what does not fit is
-# one sentence.
+# Files of a run's folder may be damaged, or be somebody else's: they are checked here, and one that does not fit
+# ends in one sentence.
 
 
 MOST_LEVELS = 50
-"""Of mappings and lists in each other."""
+"""How deep mappings and lists may be nested."""
 
 
 def read_whole(path: Path) -> bytes:
     """A file's content. Raises UserError; FileNotFoundError where there is none."""
     try:
-        if path.exists() and not path.is_file():  # of a pipe nothing may ever come
+        if path.exists() and not path.is_file():  # reading a pipe may never end
             raise UserError(f"{path}: cannot be read: it is no file")
         return path.read_bytes()
     except FileNotFoundError:
@@ -111,8 +111,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except (FileNotFoundError, ValueError, RecursionError) as error:
-        known = {FileNotFoundError: "there is no such file", RecursionError: "nested too deeply"}
-        raise UserError(f"{path}: cannot be read: {known.get(type(error)) or visible(error)}") from None
+        reasons = {FileNotFoundError: "there is no such file", RecursionError: "nested too deeply"}
+        raise UserError(f"{path}: cannot be read: {reasons.get(type(error)) or visible(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: cannot be read: a JSON mapping was expected")
     return content
@@ -138,23 +138,23 @@ LATEST, PREVIOUS = "latest", "previous"
 def find_run(reference: str | Path, results: Path, suite: str | None = None, *, to_extend: bool = False) -> Path:
     """The folder that a run's name means: a folder, `SUITE@latest` (the newest complete run) or `SUITE@previous`.
 
-    That is the newest complete one before it of the same profile and machine. `suite`: whose runs `@latest` alone
-    means; `to_extend`: a run whose extension was interrupted is meant as well. Raises UserError.
+    The previous run is the newest complete one before the latest, of the same profile and machine. `suite`: the one
+    that `@latest` alone means; `to_extend`: a run whose extension was interrupted counts too. Raises UserError.
     """
     folder = Path(reference)
     if (folder / SUITE).is_file():
         return folder
-    name, at, which = str(reference).rpartition("@")
-    if not at or "/" in which:
-        raise UserError(f"{reference}: {_not_a_run(folder, results)}")
+    name, separator, which = str(reference).rpartition("@")
+    if not separator or "/" in which:
+        raise UserError(f"{reference}: {_no_run_reason(folder, results)}")
     if which not in (LATEST, PREVIOUS):
         raise UserError(f"{reference}: expected {name or 'SUITE'}@{LATEST} or {name or 'SUITE'}@{PREVIOUS}")
     name = Path(name).stem if name.endswith((".yaml", ".yml")) else name or suite or ""
     if not name:
-        raise UserError(f"{reference}: the latest run of which suite? Write SUITE@{which}{_suites(results)}")
+        raise UserError(f"{reference}: the latest run of which suite? Write SUITE@{which}{_suites_hint(results)}")
     runs = runs_of(results / name) or runs_of(Path(name))
     if not runs:
-        hint = did_you_mean(name, _with_runs(results)) or _suites(results)
+        hint = did_you_mean(name, _suites_with_runs(results)) or _suites_hint(results)
         raise UserError(f"{reference}: {results} has no run of {name}{hint}")
     complete = (run for run in runs if is_complete(run) or (to_extend and _was_extended(run)))
     latest = next(complete, None)
@@ -164,8 +164,8 @@ def find_run(reference: str | Path, results: Path, suite: str | None = None, *, 
         )
     if which == LATEST:
         return latest
-    kind = _kind_of_run(latest)
-    previous = next((run for run in complete if kind is not None and _kind_of_run(run) == kind), None)
+    kind = _profile_and_machine(latest)
+    previous = next((run for run in complete if kind is not None and _profile_and_machine(run) == kind), None)
     if previous is None:
         raise UserError(
             f"{reference}: before {latest} there is no complete run of {name} that ran the same profile on the "
@@ -182,12 +182,12 @@ def _was_extended(folder: Path) -> bool:
 
 
 def runs_of(folder: Path) -> list[Path]:
-    """Of a suite, the newest first."""
+    """The runs in a suite's folder, the newest first."""
     return sorted((path.parent for path in folder.glob(f"*/{SUITE}")), reverse=True)
 
 
-def _not_a_run(folder: Path, results: Path) -> str:
-    """Why a name without `@` means no run, and what would."""
+def _no_run_reason(folder: Path, results: Path) -> str:
+    """Why a name without `@` means no run, and which name would."""
     for place in (folder, results / folder):
         if runs := runs_of(place):
             few = ", ".join(str(run) for run in runs[:3]) + (" and more" if len(runs) > 3 else "")
@@ -196,12 +196,12 @@ def _not_a_run(folder: Path, results: Path) -> str:
     return f"not a run folder: {what} (`selectbench list` names the runs)"
 
 
-def _with_runs(results: Path) -> list[str]:
+def _suites_with_runs(results: Path) -> list[str]:
     return sorted({path.parent.parent.name for path in results.glob(f"*/*/{SUITE}")})
 
 
-def _suites(results: Path) -> str:
-    names = _with_runs(results)
+def _suites_hint(results: Path) -> str:
+    names = _suites_with_runs(results)
     return f" (suites with runs in {results}: {', '.join(names)})" if names else ""
 
 
@@ -212,12 +212,12 @@ def plain_suite(folder: Path) -> dict[str, Any]:
 
 def planned_trials(folder: Path, suite: dict[str, Any]) -> set[tuple[str, int]]:
     """Option and seed of each trial of the run's contest; `suite` as `plain_suite` reads it. Raises UserError."""
-    out: set[str] = set()
+    screened_out: set[str] = set()
     with contextlib.suppress(UserError, KeyError, TypeError):
         rows = read_json(folder / RANKING)["rows"]
-        out = {row["option"] for row in rows if row["status"] == "screened_out"}
+        screened_out = {row["option"] for row in rows if row["status"] == "screened_out"}
     try:
-        options = {*suite["options"], *([CONTROL] if suite.get("control") else [])} - out
+        options = {*suite["options"], *([CONTROL] if suite.get("control") else [])} - screened_out
         return {(option, seed) for option in options for seed in suite["seeds"]}
     except (KeyError, TypeError):
         raise UserError(f"{SUITE}: cannot be read: its options and seeds are not whole") from None
@@ -236,8 +236,8 @@ def is_complete(folder: Path) -> bool:
     }  # fmt: skip
 
 
-def _kind_of_run(folder: Path) -> tuple[Any, ...] | None:
-    """Equal for runs of one profile on one machine; None where that can't be read."""
+def _profile_and_machine(folder: Path) -> tuple[Any, ...] | None:
+    """A key that is equal for runs of one profile on one machine; None where a file can't be read."""
     try:
         suite, environment = plain_suite(folder), read_json(folder / ENVIRONMENT)
     except UserError:
@@ -250,39 +250,39 @@ def _kind_of_run(folder: Path) -> tuple[Any, ...] | None:
 
 
 def fingerprint(suite: Suite, environment: dict[str, Any], data_key: str, own_code: str | None = None) -> str:
-    """Equal for runs that may continue each other; `own_code`: the digest of own code, None: there is none."""
+    """A digest that is equal for runs that may resume each other; `own_code`: digest of own code, None: none."""
     content = {
-        "suite": trained_part(suite.resolved), "environment": fingerprint_part(environment), "data": data_key,
+        "suite": without_references(suite.resolved), "environment": fingerprint_part(environment), "data": data_key,
         "own_code": own_code,
     }  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def trained_part(suite: dict[str, Any]) -> dict[str, Any]:
-    """Of a resolved suite all but what is asked of others: a run gets references, or loses them, at any time."""
+def without_references(suite: dict[str, Any]) -> dict[str, Any]:
+    """A resolved suite without its references, which a run may gain or lose at any time."""
     return {key: value for key, value in suite.items() if key != "references"}
 
 
 def fingerprint_part(environment: dict[str, Any]) -> dict[str, Any]:
-    """All that must be equal to resume a run: not the suite's commit, nor what the machine decided."""
-    apart = ("git_revision", "git_dirty", "machine_choices")
-    part = {key: value for key, value in environment.items() if key not in apart}
+    """The part of the environment that must be equal to resume: without the suite's commit and machine choices."""
+    excluded = ("git_revision", "git_dirty", "machine_choices")
+    part = {key: value for key, value in environment.items() if key not in excluded}
     memory = part["memory_total_bytes"]  # in whole GiB, as what the kernel keeps varies from boot to boot
     return {**part, "memory_total_bytes": None if memory is None else round(memory / (1 << 30)) << 30}
 
 
 def run_name(folder: Path) -> str:
-    """Of the run's folder, also where this is the folder of one of its rounds."""
+    """The name of a run's folder, also where `folder` is one of its rounds."""
     return folder.parent.parent.name if folder.parent.name == ROUNDS else folder.name
 
 
 def newest_run(results: Path, suite: Suite, mark: str) -> Path | None:
-    """The latest run folder with this fingerprint, complete or not; half a folder is none."""
+    """The latest run folder with this fingerprint (`mark`), complete or not, that `is_run`."""
     return max(filter(is_run, (results / suite.name).glob(f"*-{mark}")), default=None)
 
 
 def is_run(folder: Path) -> bool:
-    """Whether it has what no run can go on without."""
+    """Whether the folder has the files without which no run can be resumed."""
     return all((folder / name).is_file() for name in (SUITE, ENVIRONMENT))
 
 
@@ -313,18 +313,19 @@ def suite_text(suite: Suite) -> str:
     return _HEAD + suite_yaml(suite.resolved)
 
 
-def take_references(folder: Path, suite: Suite) -> None:
-    """Have the run's suite.yaml name this suite's references. Raises UserError where it can't be written."""
-    there, asked = plain_suite(folder), suite.resolved.get("references")
-    if there.get("references") != asked:
+def update_references(folder: Path, suite: Suite) -> None:
+    """Replace the references in the run's suite.yaml by this suite's. Raises UserError."""
+    suite_before, wanted = plain_suite(folder), suite.resolved.get("references")
+    if suite_before.get("references") != wanted:
         with writing(folder):
             write_whole(
-                folder / SUITE, _HEAD + suite_yaml(trained_part(there) | ({"references": asked} if asked else {}))
+                folder / SUITE,
+                _HEAD + suite_yaml(without_references(suite_before) | ({"references": wanted} if wanted else {})),
             )
 
 
 def read_answers(folder: Path) -> dict[str, stored.ApiAnswers]:
-    """What is known of each reference, by name; {}: none was asked. Raises UserError where that can't be read."""
+    """The answers of each reference, by name; {}: none was asked. Raises UserError where they can't be read."""
     path = folder / REFERENCES
     try:
         return stored.ANSWERS.read(read_whole(path))
@@ -339,7 +340,7 @@ def read_answers(folder: Path) -> dict[str, stored.ApiAnswers]:
 @contextlib.contextmanager
 def weights_folder(folder: Path) -> Iterator[None]:
     """The run's folder of initial weights: empty at first, gone at the end, as it can be many times the rest."""
-    shutil.rmtree(folder / WEIGHTS, ignore_errors=True)  # what a killed run left
+    shutil.rmtree(folder / WEIGHTS, ignore_errors=True)  # left by a run that was killed
     try:
         with writing(folder):
             (folder / TRIALS).mkdir(exist_ok=True)  # a run that was kept may have come without it
@@ -350,21 +351,21 @@ def weights_folder(folder: Path) -> Iterator[None]:
 
 
 def sweep_weights(results: Path) -> None:
-    """Removes the initial weights that killed runs left and that nobody resumed."""
+    """Remove initial weights of runs that were killed and never resumed."""
     for weights in filter(lambda path: is_run(path.parent), results.glob(f"*/*/{WEIGHTS}")):
         with contextlib.suppress(UserError), RunLock(weights.parent):
             shutil.rmtree(weights, ignore_errors=True)
 
 
-_KEPT = (
+_RECORDS_ARE_KEPT = (
     "; every record before this one is kept: make room or choose another --results folder, and run the same "
     "command again"
 )
 
 
 @contextlib.contextmanager
-def writing(path: Path, advice: str = _KEPT) -> Iterator[None]:
-    """Raises UserError where what is done inside can't write to the run's folder."""
+def writing(path: Path, advice: str = _RECORDS_ARE_KEPT) -> Iterator[None]:
+    """Turns an OSError of the block inside into a UserError that names the path and gives the advice."""
     try:
         yield
     except OSError as error:
@@ -372,38 +373,38 @@ def writing(path: Path, advice: str = _KEPT) -> Iterator[None]:
 
 
 ALIVE_SECONDS = 5.0
-"""Between two signs of life of the process that holds a run's folder."""
+"""Time between two signs of life of the process that holds a run's folder."""
 DEAD_SECONDS = 30.0
-"""Without one, by the clock of who wants the folder, one on another machine is taken for dead."""
+"""Time without a sign of life after which a holder on another machine counts as dead, by the waiter's clock."""
 FREE = "free"
 
 
 class RunLock:
     """Held by the one process that writes a run, on whatever machine: network file systems may ignore flock.
 
-    Holders are numbered, and each has a file that says who it is. That of the next is made as one that is not there
-    yet, which succeeds for one of several; the one before goes, by which its holder sees that it is none any more.
-    Whether a holder has ended its own machine knows; another sees it by the time of the file.
+    Holders are numbered, and each has a file that names its machine and process. The next holder's file is created
+    exclusively, which succeeds for one process alone; then the file before it is removed, which tells its holder
+    that it lost the lock. On the holder's machine the kernel says whether it has ended, elsewhere the file's time.
     """
 
     def __init__(self, folder: Path, notify: Callable[[str], object] | None = None) -> None:
-        """`notify` None: nobody waits to see whether another machine's process has ended."""
-        self.folder, self._notify, self._over = folder, notify, Event()
-        self._turn = RLock()
-        """Of lanes that write."""
-        self._kept = {SUITE, ENVIRONMENT}
-        """What a run can't make again of its folder; its records as soon as there are some."""
+        """`notify` None: entering fails at once where a process of another machine may hold the folder."""
+        self.folder, self._notify, self._released = folder, notify, Event()
+        self._write_lock = RLock()
+        """Held by the lane that writes."""
+        self._required_files = {SUITE, ENVIRONMENT}
+        """Files that a run can't make again; its records are one of them once there are some."""
 
     def __enter__(self) -> RunLock:
         try:
             last = max(self._numbers(), default=0)
             self.path, before = (self.folder / f".lock-{number}" for number in (last + 1, last))
-            if not self._is_over(before):
+            if not self._has_ended(before):
                 raise FileExistsError
-            with self.path.open("x", encoding="utf-8") as file:
-                file.write(f"{machine_mark()}\n{process_mark(os.getpid())}\n{gethostname()}\n")
-                self._held = os.fstat(file.fileno())
-            if max(self._numbers()) > last + 1:  # which was not to be seen before
+            with self.path.open("x", encoding="utf-8") as stream:
+                stream.write(f"{machine_mark()}\n{process_mark(os.getpid())}\n{gethostname()}\n")
+                self._lock_stat = os.fstat(stream.fileno())
+            if max(self._numbers()) > last + 1:  # another holder's file, which could not be seen before
                 self.path.unlink()
                 raise FileExistsError
             before.unlink(missing_ok=True)
@@ -414,70 +415,70 @@ class RunLock:
             ) from None
         except OSError as error:
             raise UserError(f"{self.folder}: cannot lock: {error.strerror}; choose another --results DIR") from None
-        Thread(target=self._live, daemon=True).start()
+        Thread(target=self._show_life, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
-        with contextlib.suppress(OSError), self.path.open("r+") as file:
-            file.truncate(file.write(f"{FREE}\n"))
+        self._released.set()
+        with contextlib.suppress(OSError), self.path.open("r+") as stream:
+            stream.truncate(stream.write(f"{FREE}\n"))
 
     def _numbers(self) -> list[int]:
         return [int(path.name[6:]) for path in self.folder.glob(".lock-*") if path.name[6:].isdecimal()]
 
-    def _is_over(self, file: Path) -> bool:
-        """Whether who made it has let go of it, or has ended."""
-        text, touched = seen = _opened(file)
+    def _has_ended(self, file: Path) -> bool:
+        """Whether the lock file's holder has released it, or has ended."""
+        text, modified = state = _read_lock_file(file)
         machine, process, host, *_ = [*text.split("\n"), "", "", ""]
-        if machine == FREE or not touched:
+        if machine == FREE or not modified:
             return True
         if machine == machine_mark():
             return process_mark(int(process.split()[0])) != process
         if self._notify is None:
             return False
         self._notify(f"{self.folder}: {visible(host)} ran it: waiting {DEAD_SECONDS:g} s for a sign of life")
-        until = time.monotonic() + DEAD_SECONDS
-        while time.monotonic() < until and seen == _opened(file):
+        deadline = time.monotonic() + DEAD_SECONDS
+        while time.monotonic() < deadline and state == _read_lock_file(file):
             time.sleep(1.0)
-        return seen == _opened(file)
+        return state == _read_lock_file(file)
 
-    def _live(self) -> None:
-        while not self._over.wait(ALIVE_SECONDS):
-            with contextlib.suppress(OSError):  # `check` tells
+    def _show_life(self) -> None:
+        while not self._released.wait(ALIVE_SECONDS):
+            with contextlib.suppress(OSError):  # `check` reports it
                 os.utime(self.path)
 
     def append(self, record: stored.Record) -> None:
-        """As `append_record`, to the run's own records. Raises UserError also as `check` does."""
-        with self._turn:
+        """`append_record` to this run's records, after a `check`. Raises UserError as either does."""
+        with self._write_lock:
             self.check()
             append_record(self.folder / RECORDS_FILE, record)
-            self._kept.add(RECORDS_FILE)
+            self._required_files.add(RECORDS_FILE)
 
     def check(self) -> None:
-        """Raises UserError where the folder, or what a run can't make again of it, was taken away meanwhile."""
-        folder, gone = self.folder, "was deleted or moved"
+        """Raises UserError where the folder, a required file or the lock was taken away meanwhile."""
+        folder, loss = self.folder, "was deleted or moved"
         try:
-            # opened, as then a network's file system asks its server
-            with self._turn, self.path.open("rb") as file:
-                is_ours = os.path.samestat(os.fstat(file.fileno()), self._held)
-                missing = sorted(name for name in self._kept if not (folder / name).is_file())
-            if is_ours and not missing:
+            # By opening it, as a network file system asks its server then.
+            with self._write_lock, self.path.open("rb") as file:
+                holds_lock = os.path.samestat(os.fstat(file.fileno()), self._lock_stat)
+                missing = sorted(name for name in self._required_files if not (folder / name).is_file())
+            if holds_lock and not missing:
                 return
-            gone = f"lost its {' and '.join(missing)}" if is_ours else gone
+            loss = f"lost its {' and '.join(missing)}" if holds_lock else loss
         except (FileNotFoundError, NotADirectoryError):
-            gone = "was taken over by another machine" if folder.is_dir() and self._numbers() else gone
-        except OSError:  # a network's file system that does not answer: a write will tell
+            loss = "was taken over by another machine" if folder.is_dir() and self._numbers() else loss
+        except OSError:  # a network file system that does not answer: the next write fails too
             return
         raise UserError(
-            f"{folder}: it {gone} while this run went on, so nothing more is written there: run the same command "
+            f"{folder}: it {loss} while this run went on, so nothing more is written there: run the same command "
             "again, which goes on with the records that are there"
         )
 
 
-def _opened(file: Path) -> tuple[str, int]:
-    """Its text and when it was touched, as its server has them now; ('', 0): there is none."""
-    with contextlib.suppress(FileNotFoundError), file.open(encoding="utf-8", errors="replace") as stream:
-        return stream.read(), os.fstat(stream.fileno()).st_mtime_ns
+def _read_lock_file(file: Path) -> tuple[str, int]:
+    """A lock file's text and time of change (ns), as its server has them now; ('', 0): there is no such file."""
+    with contextlib.suppress(FileNotFoundError), file.open(encoding="utf-8", errors="replace") as opened:
+        return opened.read(), os.fstat(opened.fileno()).st_mtime_ns
     return "", 0
 
 
@@ -486,28 +487,28 @@ def _opened(file: Path) -> tuple[str, int]:
 
 RECORDS: stored.Lines[stored.Record] = stored.Lines(stored.Record)
 MOST_NOTES = 10
-"""Lines that `read_records` tells of one by one."""
-_SEAL = re.compile(rb',"crc32":"([0-9a-f]{8})"}')
-_SEAL_BYTES = len(b',"crc32":"00000000"}')
+"""How many bad lines `read_records` notes one by one."""
+_CHECKSUM = re.compile(rb',"crc32":"([0-9a-f]{8})"}')
+_CHECKSUM_BYTES = len(b',"crc32":"00000000"}')
 
 
-def sealed_line(record: stored.Record) -> bytes:
+def line_with_checksum(record: stored.Record) -> bytes:
     """A record's line; its last key is the CRC-32 of the line without it. Raises ValueError as `Lines.write`."""
     line = RECORDS.write(record)
     return line.removesuffix(b"}") + b',"crc32":"%08x"}' % zlib.crc32(line)
 
 
-def _is_as_written(line: memoryview) -> bool | None:
-    """Whether its checksum fits; None: it has none, as earlier versions wrote none."""
-    seal = _SEAL.fullmatch(line[-_SEAL_BYTES:])
-    if seal is None:
-        return False if b'"crc32"' in bytes(line[-3 * _SEAL_BYTES :]) else None
-    return zlib.crc32(b"}", zlib.crc32(line[:-_SEAL_BYTES])) == int(seal[1], 16)
+def _has_valid_checksum(line: memoryview) -> bool | None:
+    """Whether the line's checksum fits; None: it has no checksum, as earlier versions wrote none."""
+    checksum = _CHECKSUM.fullmatch(line[-_CHECKSUM_BYTES:])
+    if checksum is None:
+        return False if b'"crc32"' in bytes(line[-3 * _CHECKSUM_BYTES :]) else None
+    return zlib.crc32(b"}", zlib.crc32(line[:-_CHECKSUM_BYTES])) == int(checksum[1], 16)
 
 
 def append_record(path: Path, record: stored.Record) -> None:
-    """Add one line, on the disk or not at all, and close one that a crash tore. Raises UserError, ValueError."""
-    line = sealed_line(record) + b"\n"
+    """Add one line, on the disk or not at all; ends a line that a crash tore. Raises UserError, ValueError."""
+    line = line_with_checksum(record) + b"\n"
     with writing(path), path.open("a+b", buffering=0) as stream:
         size = stream.seek(0, os.SEEK_END)
         if size:
@@ -525,12 +526,12 @@ def append_record(path: Path, record: stored.Record) -> None:
 
 
 def read_records(path: Path) -> tuple[list[stored.Record], list[str]]:
-    """The first two of what `read_lines` has."""
+    """The records and the notes of `read_lines`."""
     return read_lines(path)[:2]
 
 
 def read_lines(path: Path) -> tuple[list[stored.Record], list[str], int]:
-    """The records in order, notes on lines that are none, and how many have no checksum. Raises UserError."""
+    """The records in order, notes on other lines, and how many records have no checksum. Raises UserError."""
     records: list[stored.Record] = []
     notes: list[str] = []
     unchecked = 0
@@ -538,24 +539,24 @@ def read_lines(path: Path) -> tuple[list[stored.Record], list[str], int]:
         content = read_whole(path)
     except FileNotFoundError:
         return [], [], 0
-    # Without a copy: what stays of a line as its JSON is a part of the whole.
-    whole, start, number = memoryview(content), 0, 0
+    # Without a copy: the parts of a line that stay JSON are views of the whole.
+    view, start, number = memoryview(content), 0, 0
     while start < len(content):
         line_feed, number = content.find(b"\n", start), number + 1
         end = len(content) if line_feed < 0 else line_feed
-        is_as_written = _is_as_written(whole[start:end])
-        record, note = _parse(whole[start:end], is_as_written, is_ended=line_feed >= 0)
-        unchecked += record is not None and is_as_written is None
+        is_valid = _has_valid_checksum(view[start:end])
+        record, note = _parse(view[start:end], is_valid, is_ended=line_feed >= 0)
+        unchecked += record is not None and is_valid is None
         records += [record] if record else []
         notes += [f"{path.name}:{number}: {note}"] if note else []
         start = end + 1
-    if (more := len(notes) - MOST_NOTES) > 1:
-        notes = [*notes[:MOST_NOTES], f"{path.name}: and {more:,} more lines that do not fit"]
+    if (hidden := len(notes) - MOST_NOTES) > 1:
+        notes = [*notes[:MOST_NOTES], f"{path.name}: and {hidden:,} more lines that do not fit"]
     return records, notes, unchecked
 
 
 def require_records(folder: Path) -> None:
-    """Raises UserError where a run's folder has no records: a report made of none would replace that of them."""
+    """Raises UserError where a run's folder has no records: an empty report would replace the real one."""
     if not (folder / RECORDS_FILE).is_file():
         raise UserError(
             f"{folder}: it has no {RECORDS_FILE}, so there is nothing to report, and nothing was written: "
@@ -563,36 +564,34 @@ def require_records(folder: Path) -> None:
         )
 
 
-def _parse(
-    line: memoryview, is_as_written: bool | None, *, is_ended: bool
-) -> tuple[stored.Record | None, str | None]:
+def _parse(line: memoryview, is_valid: bool | None, *, is_ended: bool) -> tuple[stored.Record | None, str | None]:
     try:
         record = RECORDS.read(line)
-        if is_as_written is None:
+        if is_valid is None:
             _check_parts(record)
     except ValueError as error:
         return None, _why_left_out(bytes(line), error, is_ended=is_ended)
-    if is_as_written is False:
+    if is_valid is False:
         return None, (
             "left out: its checksum does not fit: something of it changed after it was written (if you changed it, "
             "take `crc32` out of it)"
         )
-    ours, theirs = stored.SCHEMA_VERSION, f"schema version {record.schema_version}"
-    if record.schema_version > ours:
+    current, version = stored.SCHEMA_VERSION, f"schema version {record.schema_version}"
+    if record.schema_version > current:
         how = "read it with the selectbench that wrote it"
-        return None, f"left out: {theirs} is newer than this selectbench's {ours}: {how}"
-    return record, f"{theirs}, read as version {ours}" if record.schema_version != ours else None
+        return None, f"left out: {version} is newer than this selectbench's {current}: {how}"
+    return record, f"{version}, read as version {current}" if record.schema_version != current else None
 
 
 def _check_parts(record: stored.Record) -> None:
-    """Of a line that nobody vouches for the parts too that stay JSON. Raises ValueError with the part's name."""
+    """Check the parts that stay JSON, for a line without a checksum. Raises ValueError with the part's name."""
     parts: dict[str, tuple[stored.Lines[Any], stored.AsJson]] = {
         "settings": (stored.SETTINGS, record.trial.settings), "software": (stored.SOFTWARE, record.software),
         "loss_curve": (stored.LOSSES, record.loss_curve),
     }  # fmt: skip
-    for name, (kind, part) in parts.items():
+    for name, (lines, part) in parts.items():
         try:
-            check_plain(kind.read(part))
+            check_plain(lines.read(part))
         except ValueError as error:
             raise ValueError(f"`{name}`: {error}") from None
     check_plain(record.resolved_config)
@@ -614,10 +613,10 @@ def _why_left_out(line: bytes, error: ValueError, *, is_ended: bool) -> str | No
 
 
 def last_attempts(records: list[stored.Record]) -> dict[str, stored.Record]:
-    """By trial_id the last attempt; of one number, as in a copied folder, the one that began last."""
+    """The last attempt of each trial, by trial_id; of two with one number (a copied folder) the later one."""
     last: dict[str, stored.Record] = {}
     for record in records:
-        rival = last.setdefault(record.trial.trial_id, record)
-        if (record.attempt, record.started_at) >= (rival.attempt, rival.started_at):
+        other = last.setdefault(record.trial.trial_id, record)
+        if (record.attempt, record.started_at) >= (other.attempt, other.started_at):
             last[record.trial.trial_id] = record
     return last

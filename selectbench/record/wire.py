@@ -18,11 +18,11 @@ class Place(record.Recorded, frozen=True, kw_only=True):
     """Which of a trial's ranks run on one node, and where all of them meet."""
 
     node: int
-    """From 0, which is the bench's."""
+    """The node's number, from 0, which is the bench's."""
     first_rank: int
-    """Of this node."""
+    """Number of this node's first rank."""
     ranks: int
-    """On this node."""
+    """How many ranks run on this node."""
     address: str
     """IP address of the first node, as the others reach it."""
     port: int = 0
@@ -32,71 +32,71 @@ class Place(record.Recorded, frozen=True, kw_only=True):
 
 
 LOG_NAME = "log.txt"
-"""Of a trial's output, in its folder."""
+"""File of a trial's output, in its folder."""
 OBSERVED, WHOLE = "observed", "whole"
-"""Folder of what was observed of a command; each other node has one below it, which the second marks as whole."""
+"""Folder of the observer's files; each other node's are in a folder below it, complete once that has `WHOLE`."""
 
 
 class CommandOrder(record.Recorded, frozen=True, kw_only=True, tag_field="kind", tag="command"):
     """Everything that is needed to run a training command once."""
 
     trial: record.Trial
-    """What is run."""
+    """The trial that is run."""
     arguments: list[str]
     """The command's words."""
     directory: str
-    """Where it runs."""
+    """The command's working directory."""
     environment: dict[str, str]
-    """Variables over those of the bench."""
+    """Variables that are set over those of the bench."""
     world_size: int
-    """Ranks that it is to start."""
+    """Ranks that the command is to start."""
     max_steps: int
     """Optimizer steps after which the held-out loss is measured."""
     stop: Literal["at_max_steps", "natural_end"]
-    """Whether it is stopped then."""
+    """Whether the command is stopped after these steps."""
     warmup_steps: int
     """First steps that enter no figure of speed."""
     heldout: str | None
-    """File of the held-out tokens, little-endian int64; None: none."""
+    """File of the held-out tokens, little-endian int64; None: no held-out loss is measured."""
     heldout_sha256: str | None
-    """Of that file."""
+    """Digest of that file."""
     heldout_tokens: int
-    """How many of them are scored."""
+    """How many held-out tokens are scored."""
     seq_len: int | None
     """Tokens of a sequence that is scored; None: as in the first training row."""
     trial_folder: str
-    """Where logs and what is observed go."""
+    """Folder of logs and of the observer's files."""
     place: Place | None = None
-    """Of the node whose part of the command this is; None: one node runs all of it."""
+    """The node whose part of the command this is; None: one node runs all of it."""
 
 
 class Order(record.Recorded, frozen=True, kw_only=True, tag_field="kind", tag="built"):
     """Everything a worker needs to run one trial; it reads nothing else of the suite."""
 
     trial: record.Trial
-    """What is run."""
+    """The trial that is run."""
     job: Job
-    """The work."""
+    """The job that it trains."""
     choices: Choices
-    """How it is done."""
+    """The option's choices."""
     device: Literal["cpu", "cuda"]
-    """Where."""
+    """The device that ranks train on."""
     threads: int
     """Threads of torch's CPU operations, of each rank."""
     world_size: int
-    """Ranks."""
+    """How many ranks train."""
     data_folder: str
     """The prepared data: token files and tokenizer."""
     trial_folder: str
-    """Where the full series and the ranks' logs go."""
+    """Folder of the full series and the ranks' logs."""
     weights_folder: str
-    """Where initial weights are kept: drawn once per model and seed, mapped by every rank that needs them."""
+    """Folder of initial weights: drawn once per model and seed, mapped by every rank that needs them."""
     code: list[str] = msgspec.field(default_factory=list)
     """Folders of own code, put on the worker's path in this order."""
     min_timed_seconds: float
     """Steps are added until so many seconds are timed."""
     model_folder: str | None = None
-    """Where the trained model is kept; None: it is not."""
+    """Folder for the trained model; None: it is not kept."""
     place: Place | None = None
     """This node's share of a trial over several; None: one node runs all of it."""
 
@@ -108,11 +108,11 @@ class Started(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag
     """Versions by name, as in the record."""
 
 
-class Met(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag="met"):
-    """The ranks of other nodes can come: the first one listens. Of trials over several nodes alone."""
+class Listening(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag="met"):
+    """The first rank listens, so ranks of other nodes can connect; only in trials over several nodes."""
 
     port: int
-    """0: a command's, which was given its port."""
+    """The port that it listens at; 0: a command's first rank, which was given its port."""
 
 
 class Phase(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag="phase"):
@@ -132,11 +132,11 @@ class Progress(record.Recorded, frozen=True, kw_only=True, tag_field="event", ta
     loss: float | None
     """Latest training loss known without waiting for the device; nats per token."""
     tokens_per_second: float | None
-    """Over the steps since the last such event."""
+    """Speed over the steps since the last such event."""
 
 
 class Evaluating(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag="evaluating"):
-    """How far an evaluation is, at most a few times a second."""
+    """How much of an evaluation is done, at most a few times a second."""
 
     done: int
     of: int
@@ -145,7 +145,7 @@ class Evaluating(record.Recorded, frozen=True, kw_only=True, tag_field="event", 
 
 
 class Finished(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag="finished"):
-    """What only the worker knows of a record; moments by `time.perf_counter`, one clock for all on Linux."""
+    """Parts of a record that only the worker knows; times by `time.perf_counter`, one clock for all on Linux."""
 
     measurement: record.Measurement
     identity: record.Identity
@@ -155,14 +155,14 @@ class Finished(record.Recorded, frozen=True, kw_only=True, tag_field="event", ta
     watched: record.Watched | None = None
     script: record.Script | None = None
     software: dict[str, str | None] | None = None
-    """Versions that a script ran with, which are known at its end alone; None: as in `started`."""
+    """Versions that a script ran with, which are known only at its end; None: as in `started`."""
     resolved_config: dict[str, Any] | None = None
     timed_windows: list[tuple[float, float]] = msgspec.field(default_factory=list)
     """Begin and end of the timed windows on the first rank, those that follow each other closely as one."""
     training_window: tuple[float, float] | None = None
-    """Training up to the first evaluation, in which memory counts; None: an own loop that did not say."""
+    """Begin and end of training up to the first evaluation, in which memory counts; None: own code did not say."""
     devices: list[TorchDevice] = msgspec.field(default_factory=list)
-    """Of each rank; empty on a CPU."""
+    """Each rank's device; empty on a CPU."""
 
 
 class GaveUp(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag="gave_up"):
@@ -170,7 +170,7 @@ class GaveUp(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag=
 
     kind: record.FailureKind
     detail: str
-    """What it knows; '' where the log says it."""
+    """What the worker knows of the failure; '' where the log says it."""
     rank: int | None = None
     """The rank that failed first; its log is `rank<N>.log` in the trial's folder. None: there are no ranks."""
     exit_status: int | None = None
@@ -180,16 +180,16 @@ class GaveUp(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag=
     at: record.Number | None = None
     """When that rank failed, by `time.perf_counter`; None: there are no ranks, or it was asked to end."""
     cells: list[int] = msgspec.field(default_factory=list)
-    """How far each rank here came, as `describe` reads it; empty unless the bench asked."""
+    """How far each rank here came, as `describe_stages` reads it; empty unless the bench asked."""
 
 
-Event = Started | Met | Phase | Progress | Evaluating | Finished | GaveUp
+Event = Started | Listening | Phase | Progress | Evaluating | Finished | GaveUp
 
 ORDERS: record.Lines[Order | CommandOrder] = record.Lines(Order | CommandOrder)
 EVENTS: record.Lines[Event] = record.Lines(Event)
 
 
-# Where each rank of a trial is, readable from outside while a rank hangs.
+# The stage of each rank of a trial, readable from outside while a rank hangs.
 
 
 Stage = Literal["set-up", "forward pass", "backward pass", "update", "reading of results", "evaluation", "saving"]
@@ -198,8 +198,8 @@ CELLS_PER_RANK = 3
 """Stages entered so far, the optimizer step, the number of the stage."""
 
 
-def describe(cells: MutableSequence[int], first: int = 0) -> tuple[int | None, str]:
-    """The rank that is furthest behind, None: several, and where all are; `first`: the rank of the first cells."""
+def describe_stages(cells: MutableSequence[int], first: int = 0) -> tuple[int | None, str]:
+    """The rank that is furthest behind (None: several) and a sentence; `first`: number of the first cells' rank."""
     counts = list(cells[::CELLS_PER_RANK])
     behind = [rank for rank, count in enumerate(counts) if count == min(counts)]
     if len(counts) == 1:
@@ -207,10 +207,10 @@ def describe(cells: MutableSequence[int], first: int = 0) -> tuple[int | None, s
     if len(behind) == len(counts):
         return None, f"no rank is behind the others: all are in the {_stage(cells, 0)}"
     ahead = counts.index(max(counts))
-    names = ", ".join(str(rank + first) for rank in behind)
-    named = f"rank {names} is" if len(behind) == 1 else f"ranks {names} are"
-    place, theirs = _stage(cells, behind[0]), _stage(cells, ahead)
-    sentence = f"{named} in the {place}, rank {ahead + first} waits in the {theirs}"
+    numbers = ", ".join(str(rank + first) for rank in behind)
+    subject = f"rank {numbers} is" if len(behind) == 1 else f"ranks {numbers} are"
+    stage, other_stage = _stage(cells, behind[0]), _stage(cells, ahead)
+    sentence = f"{subject} in the {stage}, rank {ahead + first} waits in the {other_stage}"
     return (behind[0] + first if len(behind) == 1 else None), sentence
 
 
@@ -224,17 +224,17 @@ def _stage(cells: MutableSequence[int], rank: int) -> str:
 
 
 class Message(record.Recorded, frozen=True, kw_only=True, tag_field="message", forbid_unknown_fields=True):
-    """One of them."""
+    """A message between the bench and an agent."""
 
 
 class Challenge(Message, frozen=True, kw_only=True, tag="challenge"):
-    """The bench's first word: prove that you know the secret."""
+    """The bench's first message: the agent is to prove that it knows the secret."""
 
     nonce: str
 
 
 class Proof(Message, frozen=True, kw_only=True, tag="proof"):
-    """The agent's answer: which of how many nodes it is, of which version of selectbench and its trials' code."""
+    """The agent's answer: its node's number of how many, its version of selectbench and of the trials' code."""
 
     nonce: str
     node: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
@@ -245,7 +245,7 @@ class Proof(Message, frozen=True, kw_only=True, tag="proof"):
 
 
 class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
-    """The bench knows the secret too."""
+    """The bench's proof that it knows the secret too."""
 
     proof: str
 
@@ -255,23 +255,23 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
 
     host: str
     suite: dict[str, Any]
-    """As it was resolved there, without seeds."""
+    """The suite as that node resolved it, without seeds."""
     environment: dict[str, Any]
-    """What of environment.json a run's fingerprint holds."""
+    """The part of environment.json that a run's fingerprint covers."""
     data: dict[str, dict[str, str]]
     """Digests of the files, by key of the prepared data."""
 
 
 class Bye(Message, frozen=True, kw_only=True, tag="bye"):
-    """The last word of either side: a node is not taken, the run is over, or the agent was asked to end."""
+    """The last message of either side: a node is not taken, the run is over, or the agent was asked to end."""
 
     reason: str
     status: ExitCode
-    """The run's."""
+    """Exit code of the run."""
 
 
 class Prepare(Message, frozen=True, kw_only=True, tag="prepare"):
-    """A trial of the run of this name is to come: have its interpreter's server started and its GPUs idle."""
+    """Get ready for a trial of the run of this name: start its interpreter's server, wait for idle GPUs."""
 
     run: str
     python: str | None
@@ -279,36 +279,37 @@ class Prepare(Message, frozen=True, kw_only=True, tag="prepare"):
 
 
 class Ready(Message, frozen=True, kw_only=True, tag="ready"):
-    """They are, but for what holds memory of GPUs; also what a node hears that the bench takes."""
+    """Server and GPUs are ready; sent by the bench, it says that the node is taken."""
 
     held: list[str] = msgspec.field(default_factory=list)
+    """What still holds memory of GPUs, a sentence for each."""
 
 
 class Clock(Message, frozen=True, kw_only=True, tag="clock"):
-    """What time it is, by `time.perf_counter`; answered by the same of the other side."""
+    """The sender's time by `time.perf_counter`; the other side answers with its own."""
 
     now: record.Number
 
 
 class Begin(Message, frozen=True, kw_only=True, tag="begin"):
-    """Run this node's ranks of a trial; folders are the bench's own, the data are named by their key."""
+    """Run this node's ranks of a trial; the order's folders are the bench's, the data are named by their key."""
 
     order: Order | CommandOrder
     data_key: str | None
-    """None: the data are a command's own."""
+    """Key of the prepared data; None: a command brings its data."""
 
 
 class End(Message, frozen=True, kw_only=True, tag="end"):
-    """End the trial; `asks`: its ranks are to say first where they are, as their time is up."""
+    """End the trial; `asks`: its ranks are to report their stages first, as their time is up."""
 
     asks: bool
 
 
 class Observed(Message, frozen=True, kw_only=True, tag="observed"):
-    """The next part of what was observed of a command's rank on that node, sent before the one that they ended."""
+    """The next lines of the observer's file of one rank on that node; all are sent before `Ended`."""
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[0-9]+-[0-9]+\.jsonl\Z")]
-    """Of the file, as the observer named it."""
+    """The file's name, as the observer named it."""
     lines: str
 
 
@@ -316,15 +317,15 @@ class Ended(Message, frozen=True, kw_only=True, tag="ended"):
     """All ranks of this node have ended."""
 
     failed: record.Failed | None
-    """Why they failed; None: they did their part."""
+    """Why they failed; None: they completed."""
     said: GaveUp | None
-    """The trial's own last word."""
+    """The trial's last event, where it knew why it failed."""
     at: record.Number
-    """When, by this node's `time.perf_counter`."""
+    """When they ended, by this node's `time.perf_counter`."""
 
 
 class Measure(Message, frozen=True, kw_only=True, tag="measure"):
-    """Tell of this node's GPUs over the trial: as of `Finished`, by its own clock and of its own ranks."""
+    """Send this node's meters of the trial; the fields are those of `Finished`, by this node's clock and ranks."""
 
     timed_windows: list[tuple[record.Number, record.Number]]
     training_window: tuple[record.Number, record.Number] | None
@@ -332,7 +333,7 @@ class Measure(Message, frozen=True, kw_only=True, tag="measure"):
 
 
 class Measured(Message, frozen=True, kw_only=True, tag="measured"):
-    """The answer."""
+    """The answer to `Measure`."""
 
     meters: record.Meters
 

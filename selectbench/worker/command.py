@@ -117,7 +117,7 @@ def run_command(order: CommandOrder, emit: Callable[[Event], None]) -> None:
         return
 
     if order.place is not None and order.place.node == 0:
-        emit(wire.Met(port=0))
+        emit(wire.Listening(port=0))
     asked = threading.Event()
 
     def say_where(_number: int, _frame: object) -> None:

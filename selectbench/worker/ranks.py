@@ -94,7 +94,7 @@ def run_ranks(order: wire.Order, emit: Emit, run_rank: RunRank, began: float) ->
         here = socket.create_server((place.address, 0), family=family) if not place.first_rank else None
         with here or contextlib.nullcontext() as meeting:
             if order.place is not None and meeting is not None:
-                emit(wire.Met(port=meeting.getsockname()[1]))
+                emit(wire.Listening(port=meeting.getsockname()[1]))
             for number in range(place.first_rank, place.first_rank + place.ranks):
                 ours, theirs = context.Pipe(duplex=False)
                 arguments = (text, number, meeting, theirs, cells, run_rank, began, os.getpid())
@@ -107,7 +107,7 @@ def run_ranks(order: wire.Order, emit: Emit, run_rank: RunRank, began: float) ->
             emit(outcome)
     except AskedWhereItIsError:
         # Which rank is behind; each writes its stack into its log first.
-        rank, sentence = wire.describe(cells, place.first_rank)
+        rank, sentence = wire.describe_stages(cells, place.first_rank)
         for each in ranks:
             if each.process.is_alive():
                 each.process.terminate()

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from selectbench.record.record import LOSSES, SETTINGS, EvaluationPoint, Record
 from selectbench.record.run_folder import ENVIRONMENT as ENVIRONMENT_FILE
-from selectbench.record.run_folder import RECORDS_FILE, sealed_line, suite_text
+from selectbench.record.run_folder import RECORDS_FILE, line_with_checksum, suite_text
 from selectbench.record.run_folder import SUITE as SUITE_FILE
 from selectbench.suite.load import load_suite
 
@@ -64,7 +64,7 @@ class Run:
         declared.unlink()
         (folder / SUITE_FILE).write_text(suite_text(resolved))
         (folder / ENVIRONMENT_FILE).write_text(json.dumps(self.environment, indent=2, sort_keys=True) + "\n")
-        lines = [sealed_line(record).decode() + "\n" for record in self.records]
+        lines = [line_with_checksum(record).decode() + "\n" for record in self.records]
         (folder / RECORDS_FILE).write_text("".join(lines) + "\n".join(self.more_lines))
 
 

@@ -24,9 +24,9 @@ from selectbench.record.environment import (
     Calibration,
     Rate,
     _file_of,
-    store,
-    stored,
+    read_calibration,
     stored_rates,
+    write_calibration,
 )
 
 
@@ -96,7 +96,7 @@ def test_a_gpus_rates_are_kept_under_its_own_uuid(
     monkeypatch.setattr(doctor.sys, "executable", str(worker))
     ((found, is_stored),) = calibrate(None, lambda _: None)
     assert is_stored
-    kept = stored(gpu.uuid)
+    kept = read_calibration(gpu.uuid)
     assert kept == found
     assert stored_rates(gpu.uuid)["float32"] == kept.rates["float32"].flops_per_second
     assert stored_rates("GPU-another") == {}
@@ -112,14 +112,14 @@ def test_a_gpu_in_use_is_not_measured(stand_in: StandIn, tmp_path: Path, monkeyp
 
 @given(st.dictionaries(st.sampled_from(["float32", "tf32", "bfloat16"]), st.floats(1, 1e16), max_size=3))
 def test_what_is_kept_is_what_is_found(rates: dict[str, float]) -> None:
-    store("GPU-a", made(**rates))
-    assert stored("GPU-a") == made(**rates)
+    write_calibration("GPU-a", made(**rates))
+    assert read_calibration("GPU-a") == made(**rates)
     assert stored_rates("GPU-a") == rates
 
 
 def test_writers_at_the_same_time_lose_nothing() -> None:
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: store(f"GPU-{n}", made(float32=n + 1.0)), range(24)))
+        list(pool.map(lambda n: write_calibration(f"GPU-{n}", made(float32=n + 1.0)), range(24)))
     assert [stored_rates(f"GPU-{n}")["float32"] for n in range(24)] == [n + 1.0 for n in range(24)]
 
 
@@ -128,20 +128,20 @@ def test_a_damaged_file_is_no_rate_and_is_written_anew(cache: Path) -> None:
     _file_of("GPU-a").write_text('{"by_uuid": {"GPU-a": 7}}')
     assert stored_rates("GPU-a") == {}
     with pytest.raises(UserError, match="doctor --calibrate"):
-        stored("GPU-a")
-    store("GPU-a", made(float32=1e12))
+        read_calibration("GPU-a")
+    write_calibration("GPU-a", made(float32=1e12))
     assert stored_rates("GPU-a") == {"float32": 1e12}
 
 
 def test_a_digit_that_changed_is_no_rate() -> None:
-    store("GPU-a", made(float32=1e12))
+    write_calibration("GPU-a", made(float32=1e12))
     file = _file_of("GPU-a")
     text = file.read_text()
     file.write_text(text.replace("1000000000000.0", "7000000000000.0"))
     assert file.read_text() != text
     assert stored_rates("GPU-a") == {}
     with pytest.raises(UserError, match=r"it is damaged; .*doctor --calibrate"):
-        stored("GPU-a")
+        read_calibration("GPU-a")
 
 
 @pytest.mark.gpu

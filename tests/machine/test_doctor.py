@@ -40,7 +40,7 @@ from selectbench.doctor import (
 from selectbench.errors import UserError
 from selectbench.launch.site import Site
 from selectbench.machine import Machine, inspect_machine
-from selectbench.record.environment import Calibration, Rate, store
+from selectbench.record.environment import Calibration, Rate, write_calibration
 
 ASDICT = "asdict(doctor.{}())"
 
@@ -153,7 +153,7 @@ def test_a_gpu_that_tells_everything(stand_in):
 def test_a_calibration_is_shown_where_there_is_one(stand_in, tmp_path, monkeypatch):
     monkeypatch.setenv("SELECTBENCH_CACHE", str(tmp_path))
     rate = Rate(flops_per_second=7.5e14, size=8192)
-    store("GPU-aaaa1111-0000", Calibration(
+    write_calibration("GPU-aaaa1111-0000", Calibration(
         name="NVIDIA H100", rates={"bfloat16": rate}, torch_version="2.13.0", measured_at="2026-01-02T03:04:05Z"
     ))  # fmt: skip
     first, second = check_calibration()

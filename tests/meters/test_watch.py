@@ -12,7 +12,7 @@ from stand_in import StandIn
 
 from selectbench.gpu.devices import TorchDevice, gpus
 from selectbench.gpu.meters import GpuWatch
-from selectbench.record.environment import Calibration, Rate, store
+from selectbench.record.environment import Calibration, Rate, write_calibration
 from selectbench.record.record import NO_LOSSES, Meters
 from selectbench.record.wire import Finished
 from selectbench.suite.suite import MeterSettings
@@ -91,7 +91,7 @@ def test_the_rates_that_were_measured_on_the_gpu_go_with_it(
     rates = {"bfloat16": Rate(flops_per_second=7e14, size=8192)}
     when = "2026-01-02T03:04:05Z"
     for uuid in ("GPU-aaaa1111-0000", "GPU-other"):
-        store(uuid, Calibration(name="x", rates=rates, torch_version="2", measured_at=when))
+        write_calibration(uuid, Calibration(name="x", rates=rates, torch_version="2", measured_at=when))
     assert trial(tmp_path, None).gpus[0].matmul_flops_per_second == {"bfloat16": 7e14}
 
 

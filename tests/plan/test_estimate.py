@@ -25,7 +25,7 @@ from selectbench.planning.duration import (
     stage_costs,
 )
 from selectbench.planning.plan import Plan, make_plan
-from selectbench.record.environment import Calibration, Rate, store
+from selectbench.record.environment import Calibration, Rate, write_calibration
 from selectbench.record.record import SETTINGS, Record
 from selectbench.record.run_folder import ENVIRONMENT, RECORDS_FILE, append_record
 from selectbench.suite.load import load_suite
@@ -111,7 +111,9 @@ def test_a_rough_reckoning_goes_by_the_dtype_of_the_products(
 
 def test_what_was_measured_on_this_gpu_comes_before_its_data_sheet(suite_file: Path) -> None:
     rate = Rate(flops_per_second=5e14, size=8192)
-    store("GPU-a", Calibration(name="x", rates={"bfloat16": rate}, torch_version="2.13.0", measured_at=""))
+    write_calibration(
+        "GPU-a", Calibration(name="x", rates={"bfloat16": rate}, torch_version="2.13.0", measured_at="")
+    )
     suite = a_suite(suite_file, *LONG, "choices.precision=bf16_mixed")
     steps = FLOPS * (planned(suite, on()).parameters or 0) / (5e14 * 0.3)
     assert seconds(suite, on())["whole"] == pytest.approx(BESIDE_STEPS + steps)

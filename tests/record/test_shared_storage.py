@@ -30,12 +30,12 @@ folder, machine = Path(sys.argv[1]), sys.argv[2]
 run_folder.ALIVE_SECONDS, run_folder.DEAD_SECONDS = 0.1, 1.5
 own = run_folder.machine_mark
 run_folder.machine_mark = lambda: machine or own()
-is_over = run_folder.RunLock._is_over
+has_ended = run_folder.RunLock._has_ended
 def slowly(lock, file):  # all that look at once see the same
-    found = is_over(lock, file)
+    answer = has_ended(lock, file)
     time.sleep(0.3)
-    return found
-run_folder.RunLock._is_over = slowly
+    return answer
+run_folder.RunLock._has_ended = slowly
 def say(word): print(json.dumps(word), flush=True)
 say("here")
 while sys.stdin.readline():

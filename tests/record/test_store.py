@@ -18,9 +18,9 @@ from selectbench.record.run_folder import (
     RECORDS,
     append_record,
     last_attempts,
+    line_with_checksum,
     read_lines,
     read_records,
-    sealed_line,
 )
 
 
@@ -34,7 +34,7 @@ def test_what_is_appended_is_read_back(tmp_path: Path) -> None:
 
 def test_any_digit_that_changes_is_noticed_and_lines_without_a_checksum_are_counted(tmp_path: Path) -> None:
     path, old = tmp_path / "records.jsonl", RECORDS.write(make_record("a", 1))
-    line = sealed_line(make_record("a", 0))
+    line = line_with_checksum(make_record("a", 0))
     digits = [place for place, byte in enumerate(line[: line.rindex(b'"crc32"')]) if chr(byte).isdigit()]
     for place in digits:
         other = b"%d" % ((line[place] - 47) % 10)
@@ -48,7 +48,7 @@ def test_any_digit_that_changes_is_noticed_and_lines_without_a_checksum_are_coun
 def test_a_record_that_another_program_wrote_is_left_out_until_its_checksum_is_taken_out(
     tmp_path: Path,
 ) -> None:
-    path, content = tmp_path / "records.jsonl", json.loads(sealed_line(make_record("a", 0)))
+    path, content = tmp_path / "records.jsonl", json.loads(line_with_checksum(make_record("a", 0)))
     path.write_text(json.dumps(content) + "\n")
     records, notes = read_records(path)
     assert (records, len(notes)) == ([], 1)
