@@ -23,7 +23,7 @@ from selectbench.launch import preparation
 from selectbench.record.environment import (
     Calibration,
     Rate,
-    _file_of,
+    _calibration_file,
     read_calibration,
     stored_rates,
     write_calibration,
@@ -125,7 +125,7 @@ def test_writers_at_the_same_time_lose_nothing() -> None:
 
 def test_a_damaged_file_is_no_rate_and_is_written_anew(cache: Path) -> None:
     cache.mkdir()
-    _file_of("GPU-a").write_text('{"by_uuid": {"GPU-a": 7}}')
+    _calibration_file("GPU-a").write_text('{"by_uuid": {"GPU-a": 7}}')
     assert stored_rates("GPU-a") == {}
     with pytest.raises(UserError, match="doctor --calibrate"):
         read_calibration("GPU-a")
@@ -135,7 +135,7 @@ def test_a_damaged_file_is_no_rate_and_is_written_anew(cache: Path) -> None:
 
 def test_a_digit_that_changed_is_no_rate() -> None:
     write_calibration("GPU-a", made(float32=1e12))
-    file = _file_of("GPU-a")
+    file = _calibration_file("GPU-a")
     text = file.read_text()
     file.write_text(text.replace("1000000000000.0", "7000000000000.0"))
     assert file.read_text() != text
