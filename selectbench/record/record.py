@@ -66,7 +66,6 @@ class Lines(Generic[Content]):
 
 
 def _encode_foreign(value: Any) -> Any:
-    """A value that msgspec can't encode itself, as one that it can. Raises TypeError."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if hasattr(value, "item"):  # a number of numpy's or torch's
@@ -754,7 +753,6 @@ class Record(Recorded, frozen=True, kw_only=True):
 
 
 def _decode_part(lines: Lines[Content], part: AsJson, name: str, trial: Trial) -> Content:
-    """A part of a record that stayed JSON. Raises UserError where it does not fit."""
     try:
         return lines.read(part)
     except ValueError as error:

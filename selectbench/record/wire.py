@@ -279,10 +279,9 @@ class Prepare(Message, frozen=True, kw_only=True, tag="prepare"):
 
 
 class Ready(Message, frozen=True, kw_only=True, tag="ready"):
-    """Server and GPUs are ready; sent by the bench, it says that the node is taken."""
+    """The server is ready and GPUs are idle but for what is `held`; from the bench it says that a node is taken."""
 
     held: list[str] = msgspec.field(default_factory=list)
-    """What still holds memory of GPUs, a sentence for each."""
 
 
 class Clock(Message, frozen=True, kw_only=True, tag="clock"):
