@@ -13,9 +13,7 @@ from statistics import fmean, median
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from selectbench.choices import Choices
 from selectbench.errors import UserError
 from selectbench.gpu.devices import Gpu, MatmulDtype, peak_flops_per_second
 from selectbench.machine import Machine, cpu_model, usable_cores
@@ -110,8 +108,6 @@ class Estimate:
     seconds: dict[str, float]
     from_records: int
     """Options whose figure comes from earlier trials of theirs."""
-    paced: bool = False
-    """Whether the others' rough figures are brought to the pace of earlier trials."""
 
 
 def estimate(plan: Plan, machine: Machine, history: History) -> Estimate | None:
@@ -121,19 +117,23 @@ def estimate(plan: Plan, machine: Machine, history: History) -> Estimate | None:
     for record in history.trials:
         if record.trial.trial_id in ids:
             same.setdefault(record.trial.option, []).append(record.wall_seconds)
-    seconds: dict[str, float] = {}
-    from_records, pace = 0, _pace(history, machine)
+    known: dict[str, float] = {}
+    rough: dict[str, float | None] = {}
     for planned in plan.options:
-        if planned.unsupported:
-            continue
-        name = planned.option.name
-        known = same.get(name) or _scaled_seconds(plan, planned, history)
-        from_records += bool(known)
-        expected = fmean(known) if known else _rough_seconds(plan, planned, machine, pace)
+        if planned.unsupported is None:
+            name = planned.option.name
+            if of_records := same.get(name) or _scaled_seconds(plan, planned, history):
+                known[name] = fmean(of_records)
+            rough[name] = _rough_seconds(plan, planned, machine)
+    # What was not measured is taken to be as much slower than told roughly as what was.
+    slower = median([known[name] / told for name, told in rough.items() if told and name in known] or [1.0])
+    seconds: dict[str, float] = {}
+    for name, told in rough.items():
+        expected = known.get(name, None if told is None else told * slower)
         if expected is None:
             return None
         seconds[name] = expected + SETTLE_SECONDS[plan.suite.device]
-    return Estimate(seconds, from_records, bool(pace))
+    return Estimate(seconds, len(known))
 
 
 @dataclass(frozen=True)
@@ -214,50 +214,24 @@ def _work(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _seconds_of(job: Job, record: Record, least_timed_seconds: float) -> float:
     """What the job takes by a trial of such work: steps by their tokens, evaluations by those that they score."""
-    beside, per_token, per_scored_token = _shares(record)
-    step = per_token * job.tokens_per_step
-    untimed = max(0.0, least_timed_seconds - max(0.0, (job.max_steps - job.timing.warmup_steps) * step))
-    # A token is taken to be scored as slowly as it is trained where none was scored.
-    evaluating = (per_token if per_scored_token is None else per_scored_token) * _scored_tokens(job)
-    assert isinstance(record.outcome, Completed)
-    compiling = record.outcome.measurement.compile_seconds or 0.0
-    return beside + compiling + job.max_steps * step + untimed + evaluating
-
-
-def _shares(record: Record) -> tuple[float, float, float | None]:
-    """Seconds of a trial beside its steps and evaluations, per trained token, and per scored one if any was."""
     assert isinstance(record.outcome, Completed)
     before = record.outcome.measurement
     steps, step = before.steps_applied + before.steps_skipped, before.step_time_median_seconds
     training, evaluating = before.training_seconds, before.evaluation_seconds
     added = max(0, before.timed_steps - steps) * (step or 0.0)
     scored = (before.heldout_tokens or 0) * len(record.evaluation_curve)
-    return (
-        max(0.0, record.wall_seconds - training - evaluating - added),
-        (training / max(1, steps) if step is None else step) / before.tokens_per_step,
-        evaluating / scored if scored else None,
-    )
+    per_token = (training / max(1, steps) if step is None else step) / before.tokens_per_step
+    # A token is taken to be scored as slowly as it is trained where none was scored.
+    per_scored_token = evaluating / scored if scored else per_token
+    beside = max(0.0, record.wall_seconds - training - evaluating - added) + (before.compile_seconds or 0.0)
+    return beside + _work_seconds(job, per_token, per_scored_token, least_timed_seconds)
 
 
-_Pace = list[tuple[MatmulDtype, float, float, float | None]]
-"""Of the newest trial of each option: its products' dtype, seconds beside steps and evaluations, and how many times
-as long as told roughly a token took to train, and to score."""
-
-
-def _pace(history: History, machine: Machine) -> _Pace:
-    found: _Pace = []
-    for record in {record.trial.option: record for record in history.trials}.values():
-        try:
-            settings = record.trial.read_settings()
-            choices = Choices.model_validate({k: v for k, v in settings.items() if k in Choices.model_fields})
-        except (UserError, ValidationError):  # of another version
-            continue
-        parameters = None if record.identity is None else record.identity.parameters
-        if parameters and (rough := _rough_shares(choices, parameters, choices.ranks(machine), machine)):
-            beside, training, scoring = _shares(record)
-            slower = training / rough[0], None if scoring is None else scoring / rough[1]
-            found.append((choices.matmul_dtype, beside, *slower))
-    return found
+def _work_seconds(job: Job, per_token: float, per_scored_token: float, least_timed_seconds: float) -> float:
+    """Of the job's steps, those for timing alone, and its evaluations; the rates in seconds."""
+    step = per_token * job.tokens_per_step
+    untimed = max(0.0, least_timed_seconds - max(0.0, (job.max_steps - job.timing.warmup_steps) * step))
+    return job.max_steps * step + untimed + per_scored_token * _scored_tokens(job)
 
 
 def _scored_tokens(job: Job) -> int:
@@ -267,35 +241,27 @@ def _scored_tokens(job: Job) -> int:
     return job.eval.tokens * (1 + between + job.eval.at_start)
 
 
-def _rough_seconds(plan: Plan, planned: PlannedOption, machine: Machine, pace: _Pace) -> float | None:
-    """By the rates of matrix products, and the pace of earlier trials where there were such."""
-    if plan.suite.command is not None:
-        return None
-    choices, device, parameters = planned.option.built, plan.suite.device, planned.parameters
-    rough = None if parameters is None else _rough_shares(choices, parameters, planned.world_size, machine)
-    if rough is None:
-        return None
-    job, dtype = plan.suite.built.of(choices), choices.matmul_dtype
-    slower = [times for of, _, times, _ in pace if of == dtype] or [times for _, _, times, _ in pace]
-    step = rough[0] * job.tokens_per_step * median(slower or [1.0])
-    timed = max(0.0, (job.max_steps - job.timing.warmup_steps) * step)
-    return (
-        median([beside for _, beside, _, _ in pace] or [TRIAL_SECONDS[device]])
-        + (COMPILE_SECONDS if choices.compile.mode is not None else 0.0)
-        + job.max_steps * step
-        + max(0.0, job.timing.least_seconds(device) - timed)
-        + rough[1] * _scored_tokens(job) * median([times for *_, times in pace if times is not None] or [1.0])
-    )
+def _rough_seconds(plan: Plan, planned: PlannedOption, machine: Machine) -> float | None:
+    """By the rates of matrix products: a trained token takes 6 FLOPs per parameter and a scored one 2.
 
-
-def _rough_shares(choices: Choices, parameters: int, ranks: int, machine: Machine) -> tuple[float, float] | None:
-    """Seconds per trained and scored token, of 6 and 2 FLOPs per parameter (Kaplan et al., arXiv:2001.08361)."""
-    rate = _training_flops_per_second(machine, choices.matmul_dtype, compiled=choices.compile.mode is not None)
+    Kaplan et al., arXiv:2001.08361. None: nothing tells them.
+    """
+    if plan.suite.command is not None or planned.parameters is None:
+        return None
+    choices, device = planned.option.built, plan.suite.device
+    is_compiled = choices.compile.mode is not None
+    rate = _training_flops_per_second(machine, choices.matmul_dtype, compiled=is_compiled)
     scoring_rate = _training_flops_per_second(machine, "float32", compiled=False)
     if rate is None or scoring_rate is None:
         return None
-    shared = max(1, ranks) if machine.device == "cuda" else 1  # on a CPU the ranks share the cores
-    return 6.0 * parameters / rate / shared, 2.0 * parameters / scoring_rate / shared
+    job, shared = plan.suite.built.of(choices), 1  # on a CPU the ranks share the cores
+    if device == "cuda":
+        shared = max(1, planned.world_size)
+    per_token, per_scored_token = (
+        flops * planned.parameters / of / shared for flops, of in ((6.0, rate), (2.0, scoring_rate))
+    )
+    beside = TRIAL_SECONDS[device] + (COMPILE_SECONDS if is_compiled else 0.0)
+    return beside + _work_seconds(job, per_token, per_scored_token, job.timing.least_seconds(device))
 
 
 def _training_flops_per_second(machine: Machine, dtype: MatmulDtype, *, compiled: bool) -> float | None:
