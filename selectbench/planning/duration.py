@@ -224,14 +224,16 @@ def _seconds_of(job: Job, record: Record, least_timed_seconds: float) -> float:
     # A token is taken to be scored as slowly as it is trained where none was scored.
     per_scored_token = evaluating / scored if scored else per_token
     beside = max(0.0, record.wall_seconds - training - evaluating - added) + (before.compile_seconds or 0.0)
-    return beside + _work_seconds(job, per_token, per_scored_token, least_timed_seconds)
+    return _seconds_in_all(job, beside, per_token, per_scored_token, least_timed_seconds)
 
 
-def _work_seconds(job: Job, per_token: float, per_scored_token: float, least_timed_seconds: float) -> float:
-    """Of the job's steps, those for timing alone, and its evaluations; the rates in seconds."""
+def _seconds_in_all(
+    job: Job, beside: float, per_token: float, per_scored_token: float, least_timed_seconds: float
+) -> float:
+    """What is beside the work, the job's steps, steps for timing alone, and its evaluations; rates in seconds."""
     step = per_token * job.tokens_per_step
     untimed = max(0.0, least_timed_seconds - max(0.0, (job.max_steps - job.timing.warmup_steps) * step))
-    return job.max_steps * step + untimed + per_scored_token * _scored_tokens(job)
+    return beside + job.max_steps * step + untimed + per_scored_token * _scored_tokens(job)
 
 
 def _scored_tokens(job: Job) -> int:
@@ -261,7 +263,7 @@ def _rough_seconds(plan: Plan, planned: PlannedOption, machine: Machine) -> floa
         flops * planned.parameters / of / shared for flops, of in ((6.0, rate), (2.0, scoring_rate))
     )
     beside = TRIAL_SECONDS[device] + (COMPILE_SECONDS if is_compiled else 0.0)
-    return beside + _work_seconds(job, per_token, per_scored_token, job.timing.least_seconds(device))
+    return _seconds_in_all(job, beside, per_token, per_scored_token, job.timing.least_seconds(device))
 
 
 def _training_flops_per_second(machine: Machine, dtype: MatmulDtype, *, compiled: bool) -> float | None:
