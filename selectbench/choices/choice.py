@@ -8,9 +8,11 @@ import hashlib
 import math
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from importlib import import_module, invalidate_caches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, Union
 
@@ -195,16 +197,72 @@ def one_of(*classes: type[Choice]) -> Any:
     return Annotated[tagged, Discriminator(_tag_in), BeforeValidator(to_mapping), _Shorthand(classes)]
 
 
-# Own code. The bench keeps the name and never imports it; only a worker does, in `build()`.
+# Own code, `package.module:Name`, from the suite's folders of it or from what is installed. The bench keeps the
+# name and imports nothing but what yields documents; all else is imported by a worker, in `build()`.
 
 
-LOADER = "selectbench.worker.runtime"
-"""A string, as everything of the worker is to the bench."""
+_folders: list[str] = []
+"""What `add_to_path` put on the path, for messages; a trial's process has one suite."""
 
 
-def load(name: str, setting: str) -> Any:
-    """What `package.module:Name` names; `setting` is the key that named it. Worker only. Raises OwnCodeError."""
-    return import_module(LOADER).load(name, setting)
+class OwnCodeError(RuntimeError):
+    """A name of the suite that leads to no module, or to nothing in it; one line, ready to print."""
+
+
+def add_to_path(folders: Sequence[str]) -> None:
+    """Puts the suite's folders of own code first on the path, in their order.
+
+    A file stands for its folder. A folder that is itself a package (it has an `__init__.py`) stands for the
+    folder around it, from which the package is imported.
+    """
+    _folders[:] = import_roots(folders)
+    sys.path[:] = [*_folders, *(entry for entry in sys.path if entry not in _folders)]
+    invalidate_caches()
+
+
+def load(name: str, setting: str = "own code") -> Any:
+    """What `package.module:Name` or `package.module:Class.method` names; `setting` is the key that named it.
+
+    Raises OwnCodeError where there is no such module or attribute, or where the module lacks another that it
+    imports: an ImportError would say that the machine lacks what selectbench needs. Whatever else the module
+    raises while it is imported passes with its own traceback.
+    """
+    module_name, _, attributes = name.partition(":")
+    try:
+        found = import_module(module_name)
+    except ImportError as error:
+        # What was not found is the module asked for or a package around it, or else something that it imports.
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            raise OwnCodeError(_no_module(f"{setting} {name}", module_name, error.name or module_name)) from None
+        raise OwnCodeError(f"{setting} {name}: importing {module_name}: {error}") from error
+    for attribute in attributes.split("."):
+        if not hasattr(found, attribute):
+            has = [word for word in vars(found) if not word.startswith("_")] if hasattr(found, "__dict__") else []
+            place = getattr(found, "__file__", None) or getattr(found, "__qualname__", type(found).__name__)
+            hint = did_you_mean(attribute, has) or (f" (it has {', '.join(has[:8])})" if has else "")
+            raise OwnCodeError(f"{setting} {name}: {place} has no {attribute}{hint}")
+        found = getattr(found, attribute)
+    return found
+
+
+def _no_module(subject: str, module_name: str, missing: str) -> str:
+    package, _, name = missing.rpartition(".")
+    spec = find_spec(package) if package else None
+    folders = (spec.submodule_search_locations if spec else None) if package else _folders
+    # A folder without an `__init__.py` is a package too.
+    names = [p.stem for f in folders or () for p in Path(f).iterdir() if p.is_dir() or p.suffix == ".py"]
+    return f"{subject}: there is no module {missing}{did_you_mean(name, names)} {_where(module_name)}"
+
+
+def _where(module_name: str) -> str:
+    top = module_name.partition(".")[0]
+    if around := next((Path(f).parent for f in _folders if Path(f).name == top), None):
+        return (
+            f"in {', '.join(_folders)}: to import {top} as a package, name the folder around it, code: [{around}]"
+        )
+    if _folders:
+        return f"in {', '.join(_folders)} (the suite's `code`), nor is it installed"
+    return "installed, and the suite has no `code: [folder]`"
 
 
 def _finite(value: Any) -> Any:

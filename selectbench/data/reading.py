@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module, invalidate_caches
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from selectbench.choices.choice import OwnCodeError, add_to_path, import_roots, load
 from selectbench.choices.model import HUB, MOST_OF_A_LIBRARY
 from selectbench.errors import UnreachableError, UserError
 from selectbench.suite.sources import Cleaning, Dataset, OwnDocuments
@@ -575,37 +575,33 @@ def own_documents(data: OwnDocuments, code: Sequence[str]) -> Iterator[str]:
 
 
 def _begun(data: OwnDocuments) -> Iterator[Any]:
-    module, _, name = data.documents.partition(":")
     try:
-        made: Any = import_module(module)
-        for part in name.split("."):
-            made = getattr(made, part)
-        made = made(**data.settings)
+        made = load(data.documents, "job.data.documents:")(**data.settings)
         if isinstance(made, str | bytes):
             raise TypeError(f"it gave one {type(made).__name__}, an iterable of documents was expected")
         return iter(made)
     except Exception as error:
+        failed, told = error.__cause__ if isinstance(error, OwnCodeError) else error, str(error)
+        if failed is not None:
+            told = f"job.data.documents: {data.documents} cannot be used: {with_place(failed)}"
         raise UserError(
-            f"job.data.documents: {data.documents} cannot be used: {with_place(error)}: it must name a class or "
-            "function in a folder of `code` or an installed package, which takes `settings` and gives an iterable "
-            "of strings"
+            f"{told}: it must name a class or function in a folder of `code` or an installed package, which takes "
+            "`settings` and gives an iterable of strings"
         ) from error
 
 
 @contextmanager
 def _importable(code: Sequence[str]) -> Iterator[None]:
     """With the folders on the path; what was imported of them is forgotten again, as it may be edited."""
-    folders = [folder if Path(folder).is_dir() else str(Path(folder).parent) for folder in code]
     before, known = list(sys.path), set(sys.modules)
-    sys.path[:0] = folders
-    invalidate_caches()  # a file that was written a moment ago is seen
+    add_to_path(code)
     try:
         yield
     finally:
         sys.path[:] = before
         for name in set(sys.modules) - known:
             file = getattr(sys.modules[name], "__file__", None)
-            if file and any(Path(file).is_relative_to(folder) for folder in folders):
+            if file and any(Path(file).is_relative_to(root) for root in import_roots(code)):
                 del sys.modules[name]
 
 

@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from selectbench.choices.choice import is_own
+from selectbench.choices.choice import OwnCodeError, add_to_path, is_own, load
 from selectbench.choices.model import Lora, OwnModel, PretrainedTokenizer
 from selectbench.data.prepared import HELDOUT, TOKENIZER, Prepared
 from selectbench.data.tokenizer import pretrained_tokenizer
@@ -38,7 +38,7 @@ from selectbench.suite.job import OWN_SCORE, Eval
 from selectbench.worker import runtime
 from selectbench.worker.batches import NOT_COUNTED, Batch, HeldOut, PairTokens, decoder_start_id
 from selectbench.worker.model import logits_of, new_model
-from selectbench.worker.runtime import OwnCodeError, World
+from selectbench.worker.runtime import World
 
 # Held-out loss, the same for every option: fp32 weights and products, one attention kernel, no dropout.
 
@@ -349,7 +349,7 @@ class Scored(NamedTuple):
 def score(name: str, hypotheses: Texts, references: Texts, sources: Texts) -> Scored:
     """Raises OwnCodeError for own code that fails."""
     if is_own(name):
-        value = runtime.load(name, "eval.scores")(list(hypotheses), list(references), list(sources))
+        value = load(name, "eval.scores")(list(hypotheses), list(references), list(sources))
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise OwnCodeError(f"score {name}: expected a number, it returned a {type(value).__name__}")
         return Scored(OWN_SCORE, float(value), name)
@@ -496,7 +496,7 @@ def answer_of_scores(question: str, answer: str) -> None:
     The answer is `Scores`, or a text: what is wrong with own code.
     """
     asked = json.loads(Path(question).read_text(encoding="utf-8"))
-    runtime.add_to_path(asked["code"])
+    add_to_path(asked["code"])
     try:
         told: Any = scores_of(asked["names"], *(asked[name] for name in ("hypotheses", "references", "sources")))
     except OwnCodeError as error:
@@ -553,7 +553,7 @@ def own_metrics(order: Order, forward: Forward, world: World) -> dict[str, float
             model.load_state_dict(state, strict=False)
             model.to(world.device).eval()
             torch.manual_seed(runtime.derived_seed(order.trial.seed, "metrics"))
-            function = runtime.load(metric.call, f"eval.metrics.{name}")
+            function = load(metric.call, f"eval.metrics.{name}")
             value = function(model, _tokenizer(order, data), _texts(order, data), **metric.settings)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 told = value if isinstance(value, int | float) else f"a {type(value).__name__}"

@@ -22,12 +22,13 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from selectbench.choices import Choices
 from selectbench.choices import model as models
+from selectbench.choices.choice import OwnCodeError, load
 from selectbench.cores import is_fork_safe
 from selectbench.record.wire import Order
 from selectbench.suite.job import Job
 from selectbench.text import first_line, one_line
 from selectbench.worker.batches import Batch
-from selectbench.worker.runtime import OwnCodeError, autocast, derived_seed, load
+from selectbench.worker.runtime import autocast, derived_seed
 
 AUTO: dict[str, Any] = {
     "causal_lm": transformers.AutoModelForCausalLM,

@@ -28,6 +28,7 @@ import msgspec
 import torch
 import torch.distributed as dist
 
+from selectbench.choices.choice import add_to_path
 from selectbench.cores import die_with_parent, is_fork_safe, redirect
 from selectbench.record import wire
 from selectbench.worker import runtime
@@ -215,7 +216,7 @@ def _rank_main(
         messages.send_bytes(json.dumps([time.monotonic(), wire.EVENTS.write(event).decode()]).encode())
 
     try:
-        runtime.add_to_path(order.code)  # the process may be a new one
+        add_to_path(order.code)  # the process may be a new one
         with _process_group(order, number, meeting) as world:
             run_rank(order, world, emit, runtime.Whereabouts(cells, number - place_of(order).first_rank), began)
         messages.send_bytes(json.dumps([time.monotonic(), DONE]).encode())

@@ -21,8 +21,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from importlib import import_module, invalidate_caches, metadata
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,10 +33,10 @@ from torch.distributed import distributed_c10d as c10d
 from torch.distributed.tensor import DTensor
 
 from selectbench import __version__
-from selectbench.choices.choice import import_roots
+from selectbench.choices.choice import OwnCodeError, add_to_path, load
 from selectbench.choices.execution import PrecisionChoice
 from selectbench.data.reading import with_place
-from selectbench.errors import did_you_mean, may_want_bytes, says_out_of_memory
+from selectbench.errors import may_want_bytes, says_out_of_memory
 from selectbench.gpu.devices import gpus
 from selectbench.machine import LIBRARIES, cpu_model
 from selectbench.observe.selectbench_seen import states, storage_bytes
@@ -97,51 +96,7 @@ def evaluation_kernel(module: Any) -> str | None:
     return "sdpa" if module._supports_sdpa else "eager"
 
 
-# Importing `package.module:Name` from the suite's folders of own code, or from what is installed.
-
-
-_folders: list[str] = []
-"""What `add_to_path` put on the path, for messages; a trial's process has one suite."""
-
-
-class OwnCodeError(RuntimeError):
-    """A name of the suite that leads to no module, or to nothing in it; one line, ready to print."""
-
-
-def add_to_path(folders: Sequence[str]) -> None:
-    """Puts the suite's folders of own code first on the path, in their order.
-
-    A file stands for its folder. A folder that is itself a package (it has an `__init__.py`) stands for the
-    folder around it, from which the package is imported.
-    """
-    _folders[:] = import_roots(folders)
-    sys.path[:] = [*_folders, *(entry for entry in sys.path if entry not in _folders)]
-    invalidate_caches()
-
-
-def load(name: str, setting: str = "own code") -> Any:
-    """What `package.module:Name` or `package.module:Class.method` names; `setting` is the key that named it.
-
-    Raises OwnCodeError where there is no such module or attribute, or where the module lacks another that it
-    imports: an ImportError would say that the machine lacks what selectbench needs. Whatever else the module
-    raises while it is imported passes with its own traceback.
-    """
-    module_name, _, attributes = name.partition(":")
-    try:
-        found = import_module(module_name)
-    except ImportError as error:
-        # What was not found is the module asked for or a package around it, or else something that it imports.
-        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
-            raise OwnCodeError(_no_module(f"{setting} {name}", module_name, error.name or module_name)) from None
-        raise OwnCodeError(f"{setting} {name}: importing {module_name}: {error}") from error
-    for attribute in attributes.split("."):
-        if not hasattr(found, attribute):
-            has = [word for word in vars(found) if not word.startswith("_")] if hasattr(found, "__dict__") else []
-            place = getattr(found, "__file__", None) or getattr(found, "__qualname__", type(found).__name__)
-            hint = did_you_mean(attribute, has) or (f" (it has {', '.join(has[:8])})" if has else "")
-            raise OwnCodeError(f"{setting} {name}: {place} has no {attribute}{hint}")
-        found = getattr(found, attribute)
-    return found
+# Whether own code can be called, asked in a process of its own.
 
 
 def answer_of_own_code(question: str, answer: str) -> None:
@@ -178,26 +133,6 @@ def _call_problem(setting: str, name: str, positional: Sequence[str], keywords: 
         called = ", ".join([*positional, *(f"{key}=..." for key in keywords)])
         return f"{error}: it takes {signature} and is called as {name.rpartition(':')[2]}({called})"
     return None
-
-
-def _no_module(subject: str, module_name: str, missing: str) -> str:
-    package, _, name = missing.rpartition(".")
-    spec = find_spec(package) if package else None
-    folders = (spec.submodule_search_locations if spec else None) if package else _folders
-    # A folder without an `__init__.py` is a package too.
-    names = [p.stem for f in folders or () for p in Path(f).iterdir() if p.is_dir() or p.suffix == ".py"]
-    return f"{subject}: there is no module {missing}{did_you_mean(name, names)} {_where(module_name)}"
-
-
-def _where(module_name: str) -> str:
-    top = module_name.partition(".")[0]
-    if around := next((Path(f).parent for f in _folders if Path(f).name == top), None):
-        return (
-            f"in {', '.join(_folders)}: to import {top} as a package, name the folder around it, code: [{around}]"
-        )
-    if _folders:
-        return f"in {', '.join(_folders)} (the suite's `code`), nor is it installed"
-    return "installed, and the suite has no `code: [folder]`"
 
 
 # The ranks of a trial, as one of them sees them.

@@ -18,6 +18,7 @@ import torch
 # A second's work that the trial server does once, before it forks: transformers loads families on demand.
 from transformers import GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
 
+from selectbench.choices.choice import add_to_path, load
 from selectbench.choices.combinations import Situation, combination_reason
 from selectbench.choices.execution import OwnFramework
 from selectbench.choices.model import Lora, OfAnyFamily, OwnModel
@@ -49,7 +50,7 @@ def run_trial(order: Order, emit: Emit) -> None:
     faulthandler.register(signal.SIGTERM, chain=True)
     emit(Started(software=runtime.versions()))
     emit(Phase(phase="setup"))
-    runtime.add_to_path(order.code)
+    add_to_path(order.code)
     with _failures_told(emit), runtime.private_caches(Path(order.trial_folder)):
         job, choices = order.job, order.choices
         micro_batches = job.gradient_accumulation_steps(choices.micro_batch_size, order.world_size)
@@ -86,7 +87,7 @@ def run_rank(
             setting.watch.watch_model(setting.module, setting.stream)
         framework = order.choices.framework
         if isinstance(framework, OwnFramework):
-            loop = train_with(partial(runtime.load(framework.loop, "framework"), **framework.settings))
+            loop = train_with(partial(load(framework.loop, "framework"), **framework.settings))
         else:
             module, _, function = framework.loop.partition(":")
             with unsupported_where_missing(f"framework {framework.name}"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from data.made import chat, made, own, refused, token_file, turns
 
-from selectbench.suite.sources import Apart, Chat, Cleaning, JsonLines, TokenFile
+from selectbench.suite.sources import Apart, Chat, Cleaning, JsonLines, OwnDocuments, TokenFile
 
 DROP = Cleaning(unreadable="drop")
 
@@ -23,7 +23,11 @@ DROP = Cleaning(unreadable="drop")
         ("def Documents():\n    yield 'a'\n    open('/no/such')\n", ["document 1: FileNotFoundError", "line 3"]),
         ("def Documents():\n    yield {}['a']\n", ["failed at document 0: KeyError", "own_stories.py, line 2"]),
         ("def Documents(:\n", ["SyntaxError", "own_stories.py, line 1"]),
-        ("Stories = 3\n", ["has no attribute 'Documents'"]),
+        (
+            "Stories = 3\n",
+            ["job.data.documents: own_stories:Documents: ", "own_stories.py has no Documents (it has Stories)"],
+        ),
+        ("def Document():\n    yield 'a'\n", ["has no Documents (did you mean 'Document'?)"]),
         ("Documents = 3\n", ["not callable"]),
         ("def Documents(missing):\n    yield 'a'\n", ["missing 1 required positional argument"]),
         ("def Documents():\n    return 'one string'\n", ["gave one str, an iterable of documents was expected"]),
@@ -33,6 +37,14 @@ DROP = Cleaning(unreadable="drop")
 )
 def test_own_code_that_fails(module, words, tmp_path):
     refused(own(tmp_path, module=module), "own_stories:Documents", *words, folder=tmp_path)
+
+
+def test_documents_of_a_module_that_is_not_there_are_told_with_the_folders(tmp_path):
+    own(tmp_path)
+    words = (
+        "job.data.documents: own_story:Documents: there is no module own_story (did you mean 'own_stories'?) in "
+    )
+    refused(OwnDocuments(documents="own_story:Documents"), f"{words}{tmp_path}", "`code`)", folder=tmp_path)
 
 
 # --- chats ---

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from selectbench.choices.choice import add_to_path, load
 from selectbench.worker.batches import Batch
 from selectbench.worker.evaluation import Forward
 from selectbench.worker.observation import CoreWaits, causality, own_files, rate_effect, xz_bits_per_byte
-from selectbench.worker.runtime import add_to_path, load
 
 
 def small_gpt2(**settings):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from selectbench.choices.choice import OwnCodeError, add_to_path, load
 from selectbench.choices.execution import CrossEntropy, OwnLoss
 from selectbench.choices.optimizer import OwnOptimizer
-from selectbench.worker.runtime import OwnCodeError, add_to_path, load
 
 OPT = """\
 import torch

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from selectbench.choices.choice import OwnCodeError
 from selectbench.data.prepared import TOKENIZER, Prepared
-from selectbench.worker.runtime import OwnCodeError
 
 SOURCE = """
 import torch

@@ -16,11 +16,12 @@ from sacrebleu.metrics import BLEU, CHRF
 from task_jobs import LENGTH, T5_PAIRS
 
 from selectbench.analysis.scores import corpus_score, table_of
+from selectbench.choices.choice import OwnCodeError, add_to_path
 from selectbench.data.prepared import Prepared
 from selectbench.suite.job import SCORES
 from selectbench.worker.batches import NOT_COUNTED, Batch, PairTokens
 from selectbench.worker.evaluation import HYPOTHESES, continue_tokens, generate_targets, score
-from selectbench.worker.runtime import ALONE, OwnCodeError, add_to_path
+from selectbench.worker.runtime import ALONE
 
 REFERENCES = ["The cat sat on the mat.", "Yes, he does not know.", "A dog runs in the park today", "Fine weather"]
 HYPOTHESES_MADE = ["the cat is on the mat", "Yes, he does not know!", "dogs running in a park today", ""]
