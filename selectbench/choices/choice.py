@@ -190,11 +190,17 @@ def _complete_tag(choice: type[Choice]) -> str | None:
     return None if required - {"name"} else tag_of(choice)
 
 
+def tagged(classes: Mapping[str, type[BaseModel]], tag: Callable[[object], str | None]) -> Any:
+    """The type of one of these classes, by tag; `tag`: that which a mapping or an instance asks for, if any."""
+    types: Any = Union[tuple(Annotated[kind, Tag(name)] for name, kind in classes.items())]  # noqa: UP007
+    return Annotated[types, Discriminator(tag)]
+
+
 def one_of(*classes: type[Choice]) -> Any:
     """The type of a dimension: one of these classes, selected by its `name`."""
     to_mapping: Callable[[object], object] = lambda v: {"name": v} if isinstance(v, str) else v  # noqa: E731
-    tagged: Any = Union[tuple(Annotated[kind, Tag(tag_of(kind))] for kind in classes)]  # noqa: UP007
-    return Annotated[tagged, Discriminator(_tag_in), BeforeValidator(to_mapping), _Shorthand(classes)]
+    types: Any = tagged({tag_of(kind): kind for kind in classes}, _tag_in)
+    return Annotated[types, BeforeValidator(to_mapping), _Shorthand(classes)]
 
 
 # Own code, `package.module:Name`, from the suite's folders of it or from what is installed. The bench keeps the

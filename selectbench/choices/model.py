@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from selectbench.choices.choice import (
     OWN,
@@ -24,6 +24,7 @@ from selectbench.choices.choice import (
     WrongValueError,
     free_of,
     is_own,
+    tagged,
 )
 from selectbench.errors import did_you_mean, one_of_these
 from selectbench.text import one_line, quoted
@@ -361,7 +362,7 @@ def _sources(family: str, pattern: str) -> list[Path]:
 
 def family_problem(path: str) -> str | None:
     """That transformers here does not know a file's family, or would pass over a misspelt key of it; or None."""
-    content, known = _mapping_in(config_file(path)), set(_auto().split('"'))
+    content, known = mapping_in(config_file(path)), set(_auto().split('"'))
     model_type = content.get("model_type")
     if len(known) < 2 or not isinstance(model_type, str):
         return None
@@ -532,7 +533,7 @@ def _tasks_of(content: dict[str, Any]) -> tuple[str, ...]:
     return ("masked_lm",) if leaks else named or tuple(_families())
 
 
-def _mapping_in(path: Path) -> dict[str, Any]:
+def mapping_in(path: Path) -> dict[str, Any]:
     """What a configuration file holds; {} where it can't be read."""
     content = _json_in(path)
     return content if isinstance(content, dict) else {}
@@ -615,19 +616,15 @@ class ConfigFile(OfAnyFamily):
 
     def content(self) -> dict[str, Any]:
         """The file's."""
-        return _mapping_in(self.path)
+        return mapping_in(self.path)
 
     def read(self) -> dict[str, Any]:
         """The file's mapping. Raises ValueError with the path where it can't serve."""
-        path = self.path
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"cannot read the model configuration {path}: {error.strerror}") from None
-        except ValueError as error:
-            raise ValueError(f"the model configuration {path} is not JSON: {error}") from None
-        if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
-            raise ValueError(f"the model configuration {path} names no model_type")
+        content = _json_in(self.path)
+        if isinstance(content, str):
+            raise ValueError(f"the model configuration {content}")
+        if not isinstance(content.get("model_type"), str):
+            raise ValueError(f"the model configuration {self.path} names no model_type")
         return content
 
     def longest_sequence(self) -> int | None:
@@ -662,7 +659,7 @@ class PretrainedModel(OfAnyFamily):
 
     def content(self) -> dict[str, Any]:
         """Its folder's config.json."""
-        return _mapping_in(Path(self.pretrained) / "config.json")
+        return mapping_in(Path(self.pretrained) / "config.json")
 
     def longest_sequence(self) -> int | None:
         """Positions that its configuration states, where it states them."""
@@ -703,24 +700,19 @@ def _model_tag(value: object) -> str | None:
     return OWN if is_own(family) else None if family is None else str(family)
 
 
-Model = Annotated[
-    Annotated[Gpt2, Tag("gpt2")]
-    | Annotated[Llama, Tag("llama")]
-    | Annotated[Bert, Tag("bert")]
-    | Annotated[T5, Tag("t5")]
-    | Annotated[Bart, Tag("bart")]
-    | Annotated[ConfigFile, Tag("config")]
-    | Annotated[PretrainedModel, Tag("pretrained")]
-    | Annotated[OwnModel, Tag(OWN)],
-    Discriminator(_model_tag),
-]
+AnyModel = Gpt2 | Llama | Bert | T5 | Bart | ConfigFile | PretrainedModel | OwnModel
+_MODELS = {
+    "gpt2": Gpt2, "llama": Llama, "bert": Bert, "t5": T5, "bart": Bart, "config": ConfigFile,
+    "pretrained": PretrainedModel, OWN: OwnModel,
+}  # fmt: skip
 MODEL_TAGS = ("family", "config", "pretrained")
 """Keys of which each makes a mapping another model."""
-FAMILIES = ("gpt2", "llama", "bert", "t5", "bart", OWN)
+FAMILIES = tuple(tag for tag in _MODELS if tag not in MODEL_TAGS)
 """What `family` may be."""
-
-
-AnyModel = Gpt2 | Llama | Bert | T5 | Bart | ConfigFile | PretrainedModel | OwnModel
+if TYPE_CHECKING:
+    Model = AnyModel
+else:
+    Model = tagged(_MODELS, _model_tag)
 
 
 def resolved_vocab_size(model: AnyModel, tokenizer_size: int) -> int:
@@ -787,7 +779,10 @@ class PretrainedTokenizer(AnyTokenizer):
     """Commit or branch on the hub."""
 
 
-TOKENIZER_TAGS = ("bpe", "unigram", "wordpiece", "bytes", "pretrained")
+_TOKENIZERS = {
+    next(iter(kind.model_fields)): kind for kind in (Bpe, Unigram, WordPiece, Bytes, PretrainedTokenizer)
+}
+TOKENIZER_TAGS = tuple(_TOKENIZERS)
 """Keys of which each makes a mapping another tokenizer."""
 
 
@@ -796,14 +791,10 @@ def _tag(value: object) -> str | None:
     return next((key for key in TOKENIZER_TAGS if has(key)), None)
 
 
-Tokenizer = Annotated[
-    Annotated[Bpe, Tag("bpe")]
-    | Annotated[Unigram, Tag("unigram")]
-    | Annotated[WordPiece, Tag("wordpiece")]
-    | Annotated[Bytes, Tag("bytes")]
-    | Annotated[PretrainedTokenizer, Tag("pretrained")],
-    Discriminator(_tag),
-]
+if TYPE_CHECKING:
+    Tokenizer = AnyTokenizer
+else:
+    Tokenizer = tagged(_TOKENIZERS, _tag)
 
 
 # What of the model is trained: all of it, or low-rank additions to its matrices.

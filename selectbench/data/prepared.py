@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from selectbench.choices.model import AnyModel, PretrainedModel, PretrainedTokenizer
+from selectbench.choices.model import AnyModel, PretrainedModel, PretrainedTokenizer, mapping_in
 from selectbench.data.reading import cached_commit, cached_folder
 from selectbench.errors import UserError
 from selectbench.machine import lock
@@ -459,11 +459,7 @@ def configuration_of(model: PretrainedModel) -> dict[str, Any] | None:
     """What its config.json holds; None: there is no such file, or the hub's cache has none."""
     folder = Path(model.pretrained)
     snapshot = folder if folder.is_dir() else cached_folder(model.pretrained, model.revision)
-    try:
-        content = json.loads((snapshot / "config.json").read_text(encoding="utf-8")) if snapshot else None
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+    return (mapping_in(snapshot / "config.json") or None) if snapshot else None
 
 
 def pinned_model(model: AnyModel, content: str | None) -> AnyModel:

@@ -7,11 +7,11 @@ name it in SOURCES; `selectbench.data.sources.open_corpus` reads it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from selectbench.choices.choice import OwnName, OwnSettings, Strict, WrongValueError
+from selectbench.choices.choice import OwnName, OwnSettings, Strict, WrongValueError, tagged
 from selectbench.text import quoted
 
 Globs = Annotated[list[str], Field(min_length=1, strict=False)]
@@ -235,8 +235,8 @@ def _tag_in(value: object) -> str | None:
 if TYPE_CHECKING:
     Source = DataSource
 else:
-    _Tagged = Union[tuple(Annotated[source, Tag(source.tag())] for source in SOURCES)]  # noqa: UP007
-    Source = Annotated[_Tagged, Discriminator(_tag_in)]
+    _SOURCES = {source.tag(): source for source in SOURCES}
+    Source = tagged(_SOURCES, _tag_in)
 
 
 class Apart(DataSource):
@@ -278,7 +278,7 @@ class Apart(DataSource):
 if TYPE_CHECKING:
     Data = DataSource
 else:
-    Data = Annotated[_Tagged | Annotated[Apart, Tag("train")], Discriminator(_tag_in)]
+    Data = tagged({**_SOURCES, "train": Apart}, _tag_in)
 
 
 class Cleaning(Strict):
