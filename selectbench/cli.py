@@ -159,7 +159,7 @@ def run(
 ) -> None:
     """Run a suite's trials, rank the options and write the report. An incomplete run is resumed."""
     from selectbench.errors import ExitCode, UserError
-    from selectbench.launch.channel import secret
+    from selectbench.launch.channel import take_secret
     from selectbench.launch.display import make_display, what_again
     from selectbench.launch.nodes import Nodes, node_request
     from selectbench.launch.preparation import prepare_all
@@ -189,11 +189,11 @@ def run(
     elif detach:
         raise UserError("--detach: only Slurm runs a run without this process: --site FILE with `launcher: slurm`")
     if several is not None and several.node > 0:
-        known = secret()
+        secret = take_secret()
         request = replace(request, extend=None, budget_seconds=None)  # which rounds there are, the bench says
         prepared = prepare_all(request, notify)
         runs = results / prepared.suite.name if slurm is None else slurm.folder / ROUNDS
-        status = run_agent(several, prepared, runs, known, notify)
+        status = run_agent(several, prepared, runs, secret, notify)
         # At the first task that fails srun ends the others, of which the bench still has its job queued again.
         raise typer.Exit(ExitCode.OK if slurm is not None and status == ExitCode.INTERRUPTED else status)
     with nullcontext() if several is None else Nodes(several, notify) as others:

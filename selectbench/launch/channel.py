@@ -23,12 +23,12 @@ from selectbench.record.wire import MESSAGES, AnyMessage, Proof
 from selectbench.text import quoted
 
 FIRST_BYTES = 4096
-"""Of a message of somebody who has not proved that they know the secret."""
+"""The most of a message from somebody who has not proved that they know the secret."""
 MOST_BYTES = 16 << 20
-"""Of any other."""
+"""The most of any other message."""
 CODE_BYTES = 32
 SEND_SECONDS = 10.0
-"""For the other end to take what is sent; one that is stopped does not for ever."""
+"""Time for the other end to take what is sent: a process that is stopped never does."""
 KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 30_000}
 """A machine that is gone without a word is noticed after some 30 s: by the kernel, whatever the processes do."""
 SECRET = "SELECTBENCH_SECRET"
@@ -40,18 +40,18 @@ class GoneError(Exception):
 
 
 class ProtocolError(Exception):
-    """What came is no message of the other end."""
+    """What came over the connection is no message that the other end would send now."""
 
 
-def secret() -> bytes:
-    """The run's, taken out of the environment, as trials need not know it. Raises UserError where there is none."""
-    named = os.environ.pop(SECRET, "")
-    if len(named) < SHORTEST_SECRET:
+def take_secret() -> bytes:
+    """The run's secret, taken out of the environment, so that trials don't see it. Raises UserError without one."""
+    secret = os.environ.pop(SECRET, "")
+    if len(secret) < SHORTEST_SECRET:
         raise UserError(
             f"several nodes need a secret, so that no stranger has trials run: set {SECRET} to the same on all of "
             f"them, {SHORTEST_SECRET} characters or more (`openssl rand -hex 16` prints some)"
         )
-    return named.encode()
+    return secret.encode()
 
 
 def address_of(rdzv: str) -> tuple[str, int]:
@@ -69,17 +69,20 @@ def interface_of(address: str) -> str | None:
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for _, name in socket.if_nameindex():
-            asked = array.array("B", struct.pack("256s", name.encode()[:15]))
-            with contextlib.suppress(OSError):  # it has no such address
-                fcntl.ioctl(any_socket, 0x8915, asked)  # SIOCGIFADDR: netdevice(7)
-                if socket.inet_ntoa(asked.tobytes()[20:24]) == address:
+            request = array.array("B", struct.pack("256s", name.encode()[:15]))
+            with contextlib.suppress(OSError):  # the interface has no IPv4 address
+                fcntl.ioctl(any_socket, 0x8915, request)  # SIOCGIFADDR: netdevice(7)
+                if socket.inet_ntoa(request.tobytes()[20:24]) == address:
                     return name
     return None
 
 
-def proof(secret: bytes, side: str, challenge: str, said: Proof, version: str, code: str) -> str:
-    """What only who knows the secret can say of this connection. `version`, `code`: of the side that says it."""
-    parts = (side, challenge, said.nonce, str(said.node), str(said.nodes), version, code)
+def proof(secret: bytes, side: str, challenge: str, claim: Proof, version: str, code: str) -> str:
+    """What `side`, bench or agent, can say of this connection only if it knows the secret.
+
+    `claim`: the agent's message, whatever its own proof; `version`, `code`: of the side that proves itself.
+    """
+    parts = (side, challenge, claim.nonce, str(claim.node), str(claim.nodes), version, code)
     return hmac.new(secret, "\0".join(parts).encode(), sha256).hexdigest()
 
 
@@ -101,20 +104,20 @@ class Channel:
         self._waiting: list[AnyMessage] = []
 
     def fileno(self) -> int:
-        """For selectors."""
+        """The socket, for selectors."""
         return self.socket.fileno()
 
     def close(self) -> None:
-        """Also what has not been read is lost."""
+        """Close the connection; what has not been read is lost."""
         self.socket.close()
 
-    def trust(self, secret: bytes, challenge: str, said: Proof, *, as_bench: bool) -> None:
-        """From now on every frame has a code by a key of this connection alone."""
-        self._key = hmac.new(secret, f"frames\0{challenge}\0{said.nonce}".encode(), sha256).digest()
+    def trust(self, secret: bytes, challenge: str, claim: Proof, *, as_bench: bool) -> None:
+        """From now on every frame has a code, by a key that is made for this connection alone."""
+        self._key = hmac.new(secret, f"frames\0{challenge}\0{claim.nonce}".encode(), sha256).digest()
         self._sides = (b"bench", b"agent") if as_bench else (b"agent", b"bench")
 
     def send(self, message: AnyMessage) -> None:
-        """Raises GoneError."""
+        """Send one message. Raises GoneError."""
         content = MESSAGES.write(message)
         frame = (self._code(0, content) if self._key else b"") + content
         try:
@@ -123,9 +126,9 @@ class Channel:
             raise GoneError(str(error)) from None
 
     def receive(self) -> list[AnyMessage]:
-        """The messages that are there, after one look at the socket, which must be readable.
+        """The messages that have come, after one read of the socket, which must be readable.
 
-        Raises GoneError, or ProtocolError with which all is lost that came with it.
+        Raises GoneError, or ProtocolError, after which messages that came together with the wrong one are lost.
         """
         try:
             chunk = self.socket.recv(1 << 16)
@@ -134,13 +137,13 @@ class Channel:
         if not chunk:
             raise GoneError("it closed the connection")
         self._unread += chunk
-        found = []
-        while (frame := self._frame()) is not None:
-            found.append(frame)
-        return found
+        messages = []
+        while (message := self._next_message()) is not None:
+            messages.append(message)
+        return messages
 
     def next(self, seconds: float, wake: int | None = None) -> AnyMessage | None:
-        """The next message; None: none in time, or `wake` is readable. Raises GoneError or ProtocolError."""
+        """The next message; None: none came in time, or `wake` is readable. Raises GoneError or ProtocolError."""
         until, sources = time.monotonic() + seconds, [self.fileno(), *([] if wake is None else [wake])]
         while not self._waiting:
             ready = select.select(sources, [], [], max(0.0, until - time.monotonic()))[0]
@@ -150,11 +153,12 @@ class Channel:
         return self._waiting.pop(0)
 
     def waiting(self) -> list[AnyMessage]:
-        """Messages that came with one that `next` returned."""
-        found, self._waiting = self._waiting, []
-        return found
+        """The messages that came together with one that `next` returned, and were not taken yet."""
+        messages, self._waiting = self._waiting, []
+        return messages
 
-    def _frame(self) -> AnyMessage | None:
+    def _next_message(self) -> AnyMessage | None:
+        """The first message of what was read; None: its frame is not complete yet. Raises ProtocolError."""
         if len(self._unread) < 4:
             return None
         (length,) = struct.unpack(">I", self._unread[:4])
@@ -174,7 +178,7 @@ class Channel:
             raise ProtocolError(f"a message that does not fit: {error}") from None
 
     def _code(self, direction: int, content: bytes) -> bytes:
-        """`direction`: 0 of what is sent, 1 of what is received; each frame's place in it counts."""
+        """The code of the next frame in a direction: 0 of what is sent, 1 of what is received."""
         assert self._key is not None
         place = self._sides[direction] + struct.pack(">Q", self._counts[direction])
         self._counts[direction] += 1

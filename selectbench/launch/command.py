@@ -123,8 +123,8 @@ def _encoded(held_out: HeldOut, notify: Callable[[str], None]) -> np.ndarray:
     return np.array(ids, dtype="<i8")
 
 
-def own_order(order: CommandOrder, suite: Suite) -> CommandOrder:
-    """The same with this machine's folders."""
+def localized_order(order: CommandOrder, suite: Suite) -> CommandOrder:
+    """Another node's order with the folders of this machine."""
     assert suite.command is not None
     heldout = order.heldout_sha256 and str(_heldout_file(order.heldout_sha256))
     return replace(order, directory=suite.command.directory, heldout=heldout)

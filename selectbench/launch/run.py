@@ -365,7 +365,7 @@ def _run_stages(
     """Stage after stage, as the records of the one before ask."""
     folder = lock.folder
     if nodes is not None:
-        nodes.begin(stop, display.note)
+        nodes.begin_trials(stop, display.note)
 
     def pause(lane: int, seconds: float) -> None:
         with display.of(lane):
@@ -435,16 +435,18 @@ def _run_stage(stage: Stage, benches: Sequence[Bench], threads: Sequence[Executo
         failed[0].result()
 
 
-def run_agent(request: NodeRequest, preparation: Preparation, runs: Path, known: bytes, notify: Notify) -> ExitCode:
-    """Run the ranks of this node, in all trials; the exit status. Raises UserError.
+def run_agent(
+    request: NodeRequest, preparation: Preparation, runs: Path, secret: bytes, notify: Notify
+) -> ExitCode:
+    """Run this node's ranks of all trials, as the bench says. Returns the exit status. Raises UserError.
 
-    `runs`: the folder of the suite's runs; `known`: the secret.
+    `runs`: the folder of the suite's runs; `secret`: the run's.
     """
     with preparation.claim, StopRequest() as stop:
         gpus, suite = preparation.claim.gpus, preparation.suite
         check_cuda(preparation.plan, gpus)
         with GpuWatch(gpus, suite.meters, stop.wait, lambda: bool(stop)) as watch:
-            channel = join(request, preparation, known, stop, notify)
+            channel = join(request, preparation, secret, stop, notify)
             servers = partial(
                 TrialServers, partial(preload, preparation), device=suite.device, gpus=gpus,
                 keeps_environment=suite.command is not None,
@@ -733,14 +735,14 @@ class Bench:
             python = self._python(trial.option)
             team.prepare(self.folder.name, python)
             ready = self.watch.settle(machine.here(option.world_size))
-            for sentence in [*(ready.held if ready and not self.stop else []), *team.ready()]:
+            for sentence in [*(ready.held if ready and not self.stop else []), *team.wait_until_ready()]:
                 with self._display() as display:
                     display.note(f"memory has not been released: {sentence}")
             started_at = _now()
             runner = TrialRunner(
                 self.servers.of(python), self.preparation.suite.limits, self.stop, self._hear, team
             )
-            order = team.placed(partial(self._order, planned, option.world_size))
+            order = team.first_order(partial(self._order, planned, option.world_size))
             self.traffic.enter(self.lane.number)
             try:
                 with self.watch.during(ready, Path(order.trial_folder)) as watching:
@@ -749,7 +751,7 @@ class Bench:
                 most, there = self.traffic.leave(self.lane.number)
                 neighbours = min(most, there) if planned.phase == INTERFERES else most
             self._blame(end.outcome, order)
-            meters = team.meters(watching.meters(team.own(end.finished)), end.finished)
+            meters = team.all_meters(watching.meters(team.with_bench_gpus(end.finished)), end.finished)
         certificate: dict[str, Any] = {}
         if (done := end.finished) is not None:
             certificate = {
@@ -760,8 +762,8 @@ class Bench:
         record = Record(
             trial=trial, phase=planned.phase, round=planned.round, attempt=attempt,
             outcome=end.outcome, wall_seconds=end.wall_seconds, started_at=started_at,
-            software=SOFTWARE.as_json((done and done.software) or end.software), meters=meters, nodes=team.clocks(),
-            lane=self.lane.number if self.lane.cores else None, neighbours=neighbours,
+            software=SOFTWARE.as_json((done and done.software) or end.software), meters=meters,
+            nodes=team.other_nodes(), lane=self.lane.number if self.lane.cores else None, neighbours=neighbours,
             node=None if self.preparation.round is None else this_node(), **certificate,
         )  # fmt: skip
         self.lock.append(record)

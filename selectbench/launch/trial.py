@@ -47,21 +47,18 @@ from selectbench.record.wire import (
 )
 from selectbench.suite.suite import Limits
 
-# The bench's end of the trial servers: starting one, handing it a trial, hearing how the trial ended.
+# The bench's side of the trial servers: it starts one, hands it a trial, and learns from it how the trial ended.
 
 
 PACKET_BYTES = 1 << 16
-
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """A server that forks must have one thread; each trial sets its own number after the fork."""
-
-
 END_SECONDS = 10.0
-"""What a server is given to end, or to tell of the end of a trial that was killed; then it is killed itself."""
+"""A server that takes longer to end, or to report the end of a trial that was killed, is killed itself."""
 
 
 class ServerDiedError(Exception):
-    """The server itself ended, and with it the trial."""
+    """The server process has ended, and with it the trial that it ran."""
 
 
 @dataclass(eq=False)
@@ -69,20 +66,20 @@ class TrialServer:
     """One server process; started at the first trial, and again where it died."""
 
     modules: Sequence[str]
-    """Imported once, before forking."""
+    """Modules that the server imports once, before it forks trials."""
     log: Path
-    """Of the server's output."""
+    """File of the server's output."""
     python: str | None = None
-    """None: the bench's."""
+    """The interpreter that it runs in; None: the bench's."""
     device: str = "cpu"
     """cpu or cuda, what its trials run on."""
     gpus: Sequence[Gpu] = ()
-    """In the order of ranks; none for all that are visible."""
+    """The GPUs of its trials, in the order of ranks; empty: all that are visible."""
     keeps_environment: bool = False
-    """Whether its trials run in the user's environment, changed in nothing but the GPUs."""
+    """Whether its trials run in the user's environment, of which only the visible GPUs are changed."""
     control: socket.socket | None = field(default=None, init=False)
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
-    _code: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False)
+    _code_folder: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False)
 
     def close(self) -> None:
         """End the server and everything below it; one that is stopped, or hangs, is killed."""
@@ -90,11 +87,11 @@ class TrialServer:
             self.control.close()
             self.control = None
         if self.process is not None:
-            self._status()
+            self._exit_status()
             self.process = None
-        if self._code is not None:
-            self._code.cleanup()
-            self._code = None
+        if self._code_folder is not None:
+            self._code_folder.cleanup()
+            self._code_folder = None
 
     @property
     def is_running(self) -> bool:
@@ -102,25 +99,25 @@ class TrialServer:
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> None:
-        """Start it where it isn't running. Returns at once: the imports go on in the server."""
+        """Start the process unless it is running. Returns at once: the imports go on in the server."""
         if self.is_running:
             return
         self.close()
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        interpreter = self.python or sys.executable
-        arguments = [interpreter, "-P", "-m", "selectbench.worker", "server", str(theirs.fileno()), *self.modules]
+        self.control, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [self.python or sys.executable, "-P", "-m", "selectbench.worker", "server"]
+        arguments = [*command, str(server_end.fileno()), *self.modules]
         environment = server_environment(
             self.python, self.device, self.gpus, keeps_environment=self.keeps_environment
         )  # fmt: skip
         if self.python is not None:
-            self._code = linked_code()
-            environment["PYTHONPATH"] = self._code.name
+            self._code_folder = linked_code()
+            environment["PYTHONPATH"] = self._code_folder.name
         with writing(self.log):
             log = self.log.open("ab")
-        with log as output, theirs:
+        with log as output, server_end:
             self.process = subprocess.Popen(
                 arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
-                pass_fds=[theirs.fileno()], env=environment,
+                pass_fds=[server_end.fileno()], env=environment,
             )  # fmt: skip
 
     def kill(self) -> None:
@@ -137,7 +134,7 @@ class TrialServer:
         try:
             socket.send_fds(self.control, [request], [events])
         except OSError:
-            raise ServerDiedError(self.obituary()) from None
+            raise ServerDiedError(self._obituary()) from None
 
     def receive(self) -> dict[str, Any]:
         """The next reply; call when the control socket is readable. Raises ServerDiedError."""
@@ -147,21 +144,21 @@ class TrialServer:
         except OSError:
             packet = b""
         if not packet:
-            raise ServerDiedError(self.obituary())
+            raise ServerDiedError(self._obituary())
         reply: dict[str, Any] = json.loads(packet)
         return reply
 
-    def heard(self, seconds: float) -> dict[str, Any]:
+    def wait_for_reply(self, seconds: float) -> dict[str, Any]:
         """The next reply; {}: none came in time. Raises ServerDiedError."""
         assert self.control is not None
         return self.receive() if select.select([self.control], [], [], seconds)[0] else {}
 
-    def obituary(self) -> str:
+    def _obituary(self) -> str:
         """Why the server ended, with the last lines of its log."""
-        return f"the trial server ended with status {self._status()}\n{log_tail(self.log)}"
+        return f"the trial server ended with status {self._exit_status()}\n{log_tail(self.log)}"
 
-    def _status(self) -> int | None:
-        """How its process ended, killed where that takes too long; None: not even that ends it, as in a driver."""
+    def _exit_status(self) -> int | None:
+        """Of its process, which is killed where it takes too long; None: a driver keeps it alive even then."""
         assert self.process is not None
         for _ in range(2):
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -175,16 +172,16 @@ class TrialServers:
     """A server for each interpreter that trials run in, started when it is first needed."""
 
     preload: Callable[[str | None], Sequence[str]]
-    """The modules to import in an interpreter."""
+    """Returns the modules that an interpreter's server imports."""
     folder: Path
-    """Where the servers' logs go."""
+    """Folder of the servers' logs."""
     device: str
     gpus: Sequence[Gpu] = ()
-    """Those of the run, in the order of ranks; none for all that are visible."""
+    """The run's GPUs, in the order of ranks; empty: all that are visible."""
     keeps_environment: bool = False
-    """As of each server."""
+    """The same as `TrialServer.keeps_environment`, for each server."""
     mark: str = ""
-    """In the names of their logs: of a lane's."""
+    """What ends the names of their logs, such as `-lane2`."""
     _servers: dict[str | None, TrialServer] = field(default_factory=dict, init=False)
 
     def __enter__(self) -> TrialServers:
@@ -207,7 +204,7 @@ class TrialServers:
 
 
 def linked_code() -> tempfile.TemporaryDirectory[str]:
-    """A folder where another interpreter finds this very code, and nothing else of what is installed beside it."""
+    """A folder in which another interpreter finds this code, and nothing else that is installed with it."""
     folder = tempfile.TemporaryDirectory(prefix="selectbench-")
     (Path(folder.name) / "selectbench").symlink_to(Path(selectbench.__file__).parent.resolve())
     return folder
@@ -219,7 +216,7 @@ def server_environment(
     """The environment of a server and, from there, of the trials.
 
     `python`: another interpreter; `device`: cpu or cuda, which DeepSpeed would choose for itself; `gpus`: rank i
-    is on the i-th, none for all that are visible; `keeps_environment`: nothing but these is set.
+    is on the i-th, empty: all that are visible; `keeps_environment`: only the visible GPUs are set.
     """
     if keeps_environment:
         return {**os.environ, **_visible(gpus)}
@@ -257,18 +254,18 @@ def log_tail(path: Path, lines: int = 15, most: int = 1000) -> str:
     return "\n".join(line if len(line) <= most else f"{line[:most]}..." for line in last)
 
 
-# Ctrl-C, SIGTERM and SIGHUP end the trials at hand, not the record of them.
+# Ctrl-C, SIGTERM and SIGHUP end the trials that run; their records are still written.
 
 
 class Stop:
-    """That trials are to end, asked for by whoever; true once it was.
+    """A request that the running trials end, which anybody may make by `ask`; true once it was made.
 
     `descriptor` is readable from then on, so that every loop that waits on files wakes up.
     """
 
     def __init__(self) -> None:
         self.why: str | None = None
-        """Why, as a failure's detail."""
+        """The reason, as the failure of the trials states it."""
         self.descriptor, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
 
@@ -276,14 +273,14 @@ class Stop:
         return self.why is not None
 
     def ask(self, why: str) -> None:
-        """Have them end; the first reason stays."""
+        """Have the trials end; only the first reason counts."""
         if self.why is None:
             self.why = why
             with contextlib.suppress(BlockingIOError):
                 os.write(self._writing, b"\0")
 
     def wait(self, seconds: float) -> None:
-        """Returns after so long, or as soon as it is asked for."""
+        """Wait so long, or until the request is made."""
         select.select([self.descriptor], [], [], 0.0 if self else seconds)
 
     def __enter__(self) -> Self:
@@ -295,7 +292,7 @@ class Stop:
 
 
 class StopRequest(Stop):
-    """Asked for by the first signal; the second ends the process at once.
+    """A stop that the process's first signal requests; the second signal ends the process at once.
 
     Nothing is lost at the second one: records are flushed one by one, and the trial server kills its
     trial when this process is gone.
@@ -304,26 +301,25 @@ class StopRequest(Stop):
     nohup: a Ctrl-C, or a terminal that closes, is then not meant for it. SIGTERM always stops it.
     """
 
-    _is_told = False
-    """Whether a signal came."""
+    _was_signalled = False
 
     def __enter__(self) -> Self:
         stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        heard = [n for n in stopping if n == signal.SIGTERM or signal.getsignal(n) != signal.SIG_IGN]
-        self._before = {number: signal.signal(number, self._handle) for number in heard}
-        self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        handled = [n for n in stopping if n == signal.SIGTERM or signal.getsignal(n) != signal.SIG_IGN]
+        self._handlers_before = {number: signal.signal(number, self._handle) for number in handled}
+        self._wakeup_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.set_wakeup_fd(self._wakeup)
-        for number, handler in self._before.items():
+        signal.set_wakeup_fd(self._wakeup_before)
+        for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
         super().__exit__()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self._is_told:
+        if self._was_signalled:
             os._exit(130)
-        self._is_told = True
+        self._was_signalled = True
         self.ask(f"{signal.Signals(number).name} to selectbench")
 
 
@@ -331,15 +327,15 @@ class StopRequest(Stop):
 
 
 OUR_MODULES = re.compile(r"^selectbench\.(\w+\.)+")
-"""Before our own exceptions' names; of no use to a reader."""
+"""The module before the name of one of our own exceptions; of no use to a reader."""
 EXCEPTION = re.compile(r"(\[rank\d+\]: *)?[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Warning)\b")
 """How the last line of a traceback begins."""
-LAUNCHERS_LAST = "(first observed failure)"
-"""In the last lines of a launcher that reports on its ranks, whose own words are before."""
+LAUNCHER_REPORT = "(first observed failure)"
+"""Stands in the report with which a launcher ends the log; what its ranks printed is before that."""
 COMMAND_LINES = 400
-"""Of a command's log that are asked whether memory was short."""
+"""Last lines of a command's log that may say that memory was short."""
 STACK_LINES = 40
-"""Of a log that ends with the stacks of a trial that was asked where it is."""
+"""Last lines of the log of a trial that was asked where it is: they hold its stacks."""
 KERNEL_KILLED = "the kernel's out-of-memory killer ended"
 
 
@@ -364,64 +360,64 @@ class Ending:
     """What is known of a trial that is over."""
 
     folder: Path
-    """The trial's own, with its logs."""
+    """The trial's folder, with its logs."""
     exit_status: int | None
-    """Of the trial's process, negative for a signal; None: its server died first."""
-    verdict: Finished | GaveUp | None
-    """The last word of the worker."""
+    """The exit status of the trial's process, negative for a signal; None: its server died first."""
+    last_word: Finished | GaveUp | None
+    """The last event of the worker; None: it ended without one."""
     stopped: Failed | None
-    """Why the bench itself ended the trial."""
+    """Why the bench ended the trial; None: it did not."""
     oom_killed: bool
     """Whether the kernel's out-of-memory killer struck meanwhile."""
     node: int | None = None
-    """Where it ran; None: a trial of one node."""
+    """The node that it ran on; None: a trial of one node."""
 
 
 def outcome_of(end: Ending) -> Completed | Failed:
-    """Every end has one outcome."""
-    if isinstance(end.verdict, Finished) and end.exit_status == 0:
-        return Completed(measurement=end.verdict.measurement)
+    """The outcome of a trial that ended like this."""
+    if isinstance(end.last_word, Finished) and end.exit_status == 0:
+        return Completed(measurement=end.last_word.measurement)
     if end.stopped is not None and end.stopped.kind != "timeout":
         return end.stopped
-    said = end.verdict if isinstance(end.verdict, GaveUp) else None
-    rank, known = (said.rank, said.detail) if said else (None, "")
+    gave_up = end.last_word if isinstance(end.last_word, GaveUp) else None
+    rank, reason = (gave_up.rank, gave_up.detail) if gave_up else (None, "")
     log = end.folder / (LOG_NAME if rank is None else f"rank{rank}.log")
     if end.stopped is not None:  # the limit, where the worker says it is, and the stacks that it left in its log
-        head = "; ".join(filter(None, [end.stopped.detail, known]))
+        head = "; ".join(filter(None, [end.stopped.detail, reason]))
         return msgspec.structs.replace(end.stopped, detail=f"{head}\n{log_tail(log, STACK_LINES)}".strip())
     names = [f"rank {rank}"] * (rank is not None) + [f"node {end.node}"] * (end.node is not None)
     prefix = f"{' on '.join(names)}: " if names else ""
-    if said and (said.kind != "crashed" or (rank is None and known and said.exit_status is None)):
-        return Failed(kind=said.kind, detail=prefix + known)
-    status = said.exit_status if said and (rank is not None or said.exit_status is not None) else end.exit_status
+    if gave_up and (gave_up.kind != "crashed" or (rank is None and reason and gave_up.exit_status is None)):
+        return Failed(kind=gave_up.kind, detail=prefix + reason)
+    has_status = gave_up is not None and (rank is not None or gave_up.exit_status is not None)
+    status = gave_up.exit_status if gave_up and has_status else end.exit_status
     if status == -signal.SIGKILL and end.oom_killed:
         victim = "the trial" if rank is None else "it"
         return Failed(kind="oom", detail=f"{prefix}{KERNEL_KILLED} {victim} (host memory)")
-    return _crashed(prefix, known, status, log)
+    return _crash(prefix, reason, status, log)
 
 
-def _crashed(prefix: str, known: str, status: int | None, log: Path) -> Failed:
-    """The exception's own line first, then what else is known, how the process ended, the log's last lines."""
+def _crash(prefix: str, reason: str, status: int | None, log: Path) -> Failed:
+    """The failure: the exception's line first, then the worker's reason, the exit status, the log's last lines."""
     tail = log_tail(log)
-    lines = (log_tail(log, COMMAND_LINES) if LAUNCHERS_LAST in tail else tail).splitlines()
-    found = [line for line in lines if EXCEPTION.match(line) and "ChildFailedError" not in line]
-    raised = found[-1] if found else ""
+    lines = (log_tail(log, COMMAND_LINES) if LAUNCHER_REPORT in tail else tail).splitlines()
+    exceptions = [line for line in lines if EXCEPTION.match(line) and "ChildFailedError" not in line]
+    raised = exceptions[-1] if exceptions else ""
     # A library's C++ code may end the process with the last words that memory is short. Where an exception was
     # raised, the worker has judged it, and that the process ended with status 1 is no news.
     lacks_memory = status in (1, -signal.SIGABRT) and not raised and says_out_of_memory(tail)
-    if is_command := known.startswith(
-        "the command "
-    ):  # which says how it ended; its launcher may write much after it
+    is_command = reason.startswith("the command ")
+    if is_command:  # its launcher may write much after the rank that says it
         lacks_memory = says_out_of_memory(log_tail(log, COMMAND_LINES))
     words = [line.strip() for line in tail.splitlines() if re.search("[A-Za-z]", line)]
     last = words[-1] if is_command and words and not raised else ""
-    ending = "" if is_command or (raised and status == 1) else _ending(status)
-    heads = dict.fromkeys(filter(None, [OUR_MODULES.sub("", raised) or last, known, ending]))
+    status_words = "" if is_command or (raised and status == 1) else _status_words(status)
+    heads = dict.fromkeys(filter(None, [OUR_MODULES.sub("", raised) or last, reason, status_words]))
     detail = prefix + f"{'; '.join(heads)}\n{tail}".strip()
     return Failed(kind="oom" if lacks_memory else "crashed", detail=detail)
 
 
-def _ending(status: int | None) -> str:
+def _status_words(status: int | None) -> str:
     if status is None:
         return ""
     if status >= 0:
@@ -438,42 +434,47 @@ def _ending(status: int | None) -> str:
 
 ORDER_NAME = "order.json"
 TERM_GRACE_SECONDS = 3.0
-"""What a trial over its time is given to say where it is, before it is killed."""
-
+"""Time for a trial over its limit to say where it is, before it is killed."""
 Listener = Callable[[Phase | Progress | Evaluating | None], None]
-"""Hears a trial's events, and None at least once a second."""
+"""Is called with each event of a trial, and with None at least once a second."""
 
 
-class Alone:
-    """The other nodes of a trial, as its runner sees them; of a trial of one node there are none."""
+class PeerNodes:
+    """The other nodes of a trial, as the runner of this node's ranks sees them; this class: there are none.
+
+    The runner calls these methods while its trial runs. `launch.nodes` extends the class: by `Team` for the bench,
+    whose peers are the agents, and by `BenchLink` for an agent, whose peer is the bench.
+    """
 
     node: int | None = None
-    """This node; None: there are no others."""
+    """The number of this node; None: there are no others."""
 
     def sources(self) -> Sequence[Any]:
-        """What to select on."""
+        """The connections to select on."""
         return ()
 
     def hear(self, source: Any) -> None:
-        """Something has come."""
+        """Take what has come over a connection, which is readable."""
 
-    def met(self, port: int) -> None:
-        """Ranks of other nodes can come now."""
+    def invite_ranks(self, port: int) -> None:
+        """Have the ranks of the other nodes begin, as the first rank listens at this port now."""
 
-    def asked(self) -> None:
-        """The part of this node was asked where it is, as its time is up."""
+    def ask_whereabouts(self) -> None:
+        """Have the ranks of the other nodes say where they are, as those of this node were asked: time is up."""
 
-    def wish(self) -> Literal["ask", "kill"] | None:
-        """What is to be done to the trial here, for what is known of the others."""
+    def requested_end(self) -> Literal["ask", "kill"] | None:
+        """What the other nodes need done to the ranks here: `ask` where they are, then kill, or `kill` at once."""
         return None
 
-    def ended(self, outcome: Completed | Failed, said: GaveUp | None, *, killed: bool) -> Completed | Failed:
-        """The trial's outcome, once all nodes have ended: here it came to `outcome`."""
-        del said, killed
+    def wait_for_end(
+        self, outcome: Completed | Failed, last_word: GaveUp | None, *, killed: bool
+    ) -> Completed | Failed:
+        """The trial's outcome, once all nodes have ended; the other arguments tell how it ended on this one."""
+        del last_word, killed
         return outcome
 
 
-ALONE = Alone()
+NO_PEERS = PeerNodes()
 
 
 @dataclass
@@ -487,31 +488,31 @@ class TrialEnd:
     software: dict[str, str | None]
     """Versions that the worker ran with; empty where it never started."""
     server_start_seconds: float = 0.0
-    """Of the wall, the wait for a server that had to be started first."""
+    """The part of `wall_seconds` in which the server was started."""
 
 
 class TrialRunner:
-    """Launches one trial through a server, hears its events and enforces its limits."""
+    """Launches one trial through a server, takes its events and enforces its limits."""
 
     def __init__(
-        self, server: TrialServer, limits: Limits, stop: Stop, listener: Listener, others: Alone = ALONE
+        self, server: TrialServer, limits: Limits, stop: Stop, listener: Listener, peers: PeerNodes = NO_PEERS
     ) -> None:
         self.server = server
         self.limits = limits
         self.stop = stop
         self.listener = listener
-        self.others = others
+        self.peers = peers
         self._pid: int | None = None
         self._is_on_cpu = False
         self._cores: Cores | None = None
         self._exit_status: int | None = None
-        self._verdict: Finished | GaveUp | None = None
+        self._last_word: Finished | GaveUp | None = None
         self._stopped: Failed | None = None
-        """Why the bench itself ended the trial."""
+        """Why the bench ended the trial; None: it did not."""
         self._grace_ends: float | None = None
         """When a trial that was asked where it is will be killed; None: it was not asked."""
         self._kill_ends: float | None = None
-        """When the server must have told of the end of the trial that was killed; None: none was."""
+        """When the server must have reported the end of the trial that was killed; None: it was not killed."""
         self._software: dict[str, str | None] = {}
         self._server_start_seconds = 0.0
         self._unread = b""
@@ -527,21 +528,21 @@ class TrialRunner:
         self._is_on_cpu = isinstance(order, Order) and order.device == "cpu"
         self._started = self._last_sign = time.monotonic()
         starts_server = not self.server.is_running
-        events, their_end = os.pipe()
+        events, writing_end = os.pipe()
         try:
-            with os.fdopen(their_end, "wb"):  # closed as soon as the server has it, so that the trial's is the last
-                self.server.submit(folder / ORDER_NAME, folder / LOG_NAME, their_end)
+            with os.fdopen(writing_end, "wb"):  # closed once the server has it, so that the trial's is the last
+                self.server.submit(folder / ORDER_NAME, folder / LOG_NAME, writing_end)
             self._watch(events, starts_server=starts_server)
         except ServerDiedError as error:
             self._stopped = self._server_died(str(error), folder / LOG_NAME)
         finally:
             os.close(events)
         ending = Ending(
-            folder, self._exit_status, self._verdict, self._stopped, self._was_oom_killed(), self.others.node
+            folder, self._exit_status, self._last_word, self._stopped, self._was_oom_killed(), self.peers.node
         )  # fmt: skip
         killed = self._stopped is not None and self._stopped.kind == "interrupted"
-        outcome = self.others.ended(outcome_of(ending), self.gave_up, killed=killed)
-        finished = self._verdict if isinstance(self._verdict, Finished) else None
+        outcome = self.peers.wait_for_end(outcome_of(ending), self.gave_up, killed=killed)
+        finished = self._last_word if isinstance(self._last_word, Finished) else None
         return TrialEnd(
             outcome=outcome, wall_seconds=time.monotonic() - self._started,
             finished=finished if isinstance(outcome, Completed) else None,
@@ -550,31 +551,31 @@ class TrialRunner:
 
     @property
     def gave_up(self) -> GaveUp | None:
-        """The trial's own last word, where it failed."""
-        return self._verdict if isinstance(self._verdict, GaveUp) else None
+        """The trial's last event, where that says why it failed."""
+        return self._last_word if isinstance(self._last_word, GaveUp) else None
 
     @property
     def did_its_part(self) -> bool:
-        """Whether ranks without the first one among them, which alone tells of results, ended well."""
-        return self._exit_status == 0 and self._verdict is None and self._stopped is None
+        """Whether the ranks of another node than the first ended well: they have no results to tell."""
+        return self._exit_status == 0 and self._last_word is None and self._stopped is None
 
     def _watch(self, events: int, *, starts_server: bool) -> None:
-        """Until the server tells of the trial's end. Raises ServerDiedError."""
+        """Take events and enforce limits until the server reports the trial's end. Raises ServerDiedError."""
         control = self.server.control
         assert control is not None
         with selectors.DefaultSelector() as selector:
-            for source in (control, events, self.stop.descriptor, *self.others.sources()):
+            for source in (control, events, self.stop.descriptor, *self.peers.sources()):
                 selector.register(source, selectors.EVENT_READ)
             while self._exit_status is None:
                 until = self._grace_ends or self._deadline()[0]
                 patience = 1.0 if self._kill_ends else max(0.0, min(1.0, until - time.monotonic()))
                 ready = {key.fd for key, _ in selector.select(patience)}
-                if self.stop.descriptor in ready:  # others wait for it too, so nobody takes it out
+                if self.stop.descriptor in ready:  # it stays readable, as others wait for it too
                     selector.unregister(self.stop.descriptor)
                 if events in ready and not self._read_events(events):
                     selector.unregister(events)
-                for source in [one for one in self.others.sources() if one.fileno() in ready]:
-                    self.others.hear(source)
+                for source in [source for source in self.peers.sources() if source.fileno() in ready]:
+                    self.peers.hear(source)
                 if control.fileno() in ready:
                     reply = self.server.receive()
                     if self._pid is None and "pid" in reply and starts_server:
@@ -593,7 +594,7 @@ class TrialRunner:
             pass
 
     def _read_events(self, events: int) -> bool:
-        """What has come; False where nobody holds the writing end any more."""
+        """Take the events that have come; False where nobody holds the writing end any more."""
         chunk = os.read(events, 1 << 16)
         *lines, self._unread = (self._unread + chunk).split(b"\n")
         for line in lines:
@@ -601,20 +602,21 @@ class TrialRunner:
                 event = EVENTS.read(line)
             except ValueError as error:
                 detail = f"the worker sent an event that does not fit: {error}"
-                self._verdict = GaveUp(kind="crashed", detail=detail)
+                self._last_word = GaveUp(kind="crashed", detail=detail)
                 continue
             self._last_sign = time.monotonic()
             if isinstance(event, Finished | GaveUp):
-                self._verdict = event
+                self._last_word = event
             elif isinstance(event, Started):
                 self._software = event.software
             elif isinstance(event, Listening):
-                self.others.met(event.port)
+                self.peers.invite_ranks(event.port)
             else:
                 self.listener(event)
         return bool(chunk)
 
     def _deadline(self) -> tuple[float, str]:
+        """When the trial's time is up, by the monotonic clock, and by which limit."""
         stall = self.limits.stall_seconds
         deadlines = [(self._last_sign + stall, f"no sign of life for {stall:g} s (limits.stall_seconds)")]
         if (whole := self.limits.trial_seconds) is not None:
@@ -624,41 +626,41 @@ class TrialRunner:
     def _enforce(self) -> None:
         """End a trial whose time is up or whose run was asked to stop; the server reports its exit.
 
-        Raises ServerDiedError for a server that does not: it is stopped, or waits for what the kernel holds.
+        Raises ServerDiedError for a server that does not report it: the server is stopped, or hangs in the kernel.
         """
         if self._exit_status is not None:
             return
         now = time.monotonic()
         if self._kill_ends is not None and now >= self._kill_ends:
             raise ServerDiedError(f"the trial server did not report its trial's end for {END_SECONDS:g} s")
-        (deadline, why), wish = self._deadline(), self.others.wish()
+        (deadline, why), requested_end = self._deadline(), self.peers.requested_end()
         if self.stop:
             self._stopped = self._stopped or Failed(kind="interrupted", detail=str(self.stop.why))
             self._kill()
-        elif wish == "kill":
+        elif requested_end == "kill":
             self._stopped = self._stopped or Failed(kind="interrupted", detail="it has failed on another node")
             self._kill()
-        elif wish == "ask" and self._grace_ends is None:
+        elif requested_end == "ask" and self._grace_ends is None:
             self._stopped = Failed(kind="timeout", detail="")
-            self._ask()
+            self._ask_whereabouts()
         elif self._grace_ends is not None:
             if now >= self._grace_ends:
                 self._kill()
-        elif now >= deadline:  # also one that has said its last word and does not end
-            if not isinstance(self._verdict, GaveUp):  # that is the reason then
-                self._stopped = Failed(kind="timeout", detail=why, **self._cores_found())
-            self._ask()
-            self.others.asked()
+        elif now >= deadline:  # also where the trial has said its last word and does not end
+            if not isinstance(self._last_word, GaveUp):  # whose reason counts then
+                self._stopped = Failed(kind="timeout", detail=why, **self._core_times())
+            self._ask_whereabouts()
+            self.peers.ask_whereabouts()
 
-    def _cores_found(self) -> dict[str, Any]:
-        """What the trial's threads worked and waited, as a failure's keys; {}: on GPUs, or nobody knows."""
+    def _core_times(self) -> dict[str, Any]:
+        """How long the trial's threads worked and waited, as a failure's keys; {}: on GPUs, or not known."""
         if self._cores is None:
             return {}
         self._cores.look()
         return self._cores.found()
 
-    def _ask(self) -> None:
-        """Have the trial say where it is: a leader answers with an event, others with stacks in their log."""
+    def _ask_whereabouts(self) -> None:
+        """Have the trial say where it is: the first process does in an event, ranks by stacks in their logs."""
         if self._pid is None:
             self._kill()
             return
@@ -675,7 +677,7 @@ class TrialRunner:
             os.killpg(self._pid, signal.SIGKILL)
 
     def _server_died(self, why: str, log: Path) -> Failed | None:
-        """Why the trial ended with it; None: the trial's own last word says it."""
+        """Why the trial ended with its server; None: the trial's last word says it."""
         self.server.kill()
         if self._pid is not None:  # what the trial started lives on in its process group
             with contextlib.suppress(ProcessLookupError):

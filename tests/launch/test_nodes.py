@@ -82,17 +82,17 @@ def answered(connection: socket.socket, **changed: Any) -> Channel:
     there = Channel(connection)
     challenge = there.next(5)
     assert isinstance(challenge, Challenge)
-    said = Proof(
+    claim = Proof(
         nonce="n" * 32, node=1, nodes=2, version=nodes.__version__, code_sha256=nodes.code_sha256(), proof=""
     )
     secret = changed.pop("secret", SECRET).encode()
-    said = msgspec.structs.replace(said, **changed)
-    own = proof(secret, "agent", challenge.nonce, said, said.version, said.code_sha256)
-    there.send(msgspec.structs.replace(said, proof=own))
+    claim = msgspec.structs.replace(claim, **changed)
+    agent_proof = proof(secret, "agent", challenge.nonce, claim, claim.version, claim.code_sha256)
+    there.send(msgspec.structs.replace(claim, proof=agent_proof))
     if isinstance(answer := there.next(5), Bye):
         raise UserError(answer.reason)
     assert isinstance(answer, Welcome)
-    there.trust(secret, challenge.nonce, said, as_bench=False)
+    there.trust(secret, challenge.nonce, claim, as_bench=False)
     return there
 
 
@@ -121,9 +121,9 @@ def refused(words: str, **changed: Any) -> Callable[[socket.socket], None]:
 def other_suite(connection: socket.socket) -> None:
     there = answered(connection)
     there.send(msgspec.structs.replace(FACTS, suite={"job": {"max_steps": 7}}))
-    said = there.next(5)
-    assert isinstance(said, Bye)
-    assert "job.max_steps: 6 on the first, 7 on this one" in said.reason
+    refusal = there.next(5)
+    assert isinstance(refusal, Bye)
+    assert "job.max_steps: 6 on the first, 7 on this one" in refusal.reason
 
 
 def changed_on_the_way(connection: socket.socket) -> None:
@@ -175,7 +175,7 @@ def test_a_bench_refuses_strangers_undisturbed_and_then_takes_its_node(bench: No
         visitor.join()
     assert not failures
     assert [member.node for member in bench.members] == [1]
-    assert sum("was refused" in line or "was closed" in line for line in told) == nodes.MOST_TOLD
+    assert sum("was refused" in line or "was closed" in line for line in told) == nodes.MOST_REFUSALS_REPORTED
     with pytest.raises(ConnectionRefusedError):  # nobody else is listened to
         socket.create_connection(channel.address_of(bench.request.rdzv))
     bench.members[0].channel.send(Clock(now=1.0))
@@ -218,9 +218,10 @@ def test_an_agent_refuses_what_is_not_its_bench(monkeypatch: pytest.MonkeyPatch,
             if kind == "wrong secret":
                 there = Channel(connection)
                 there.send(Challenge(nonce="n"))
-                said = there.next(5)
-                assert isinstance(said, Proof)
-                there.send(Welcome(proof=proof(b"guessed", "bench", "n", said, said.version, said.code_sha256)))
+                claim = there.next(5)
+                assert isinstance(claim, Proof)
+                guessed = proof(b"guessed", "bench", "n", claim, claim.version, claim.code_sha256)
+                there.send(Welcome(proof=guessed))
                 there.next(5)
             elif kind != "hangs up":
                 connection.sendall(b"SSH-2.0-x\r\n" if kind == "garbage" else struct.pack(">I", 1 << 30))
@@ -239,9 +240,9 @@ def test_a_frame_is_taken_once_and_in_its_place() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ours, theirs = Channel(socket.create_connection(listener.getsockname())), Channel(listener.accept()[0])
         between: list[bytes] = []
-        said = Proof(nonce="n", node=1, nodes=2, version="", code_sha256="", proof="")
+        claim = Proof(nonce="n", node=1, nodes=2, version="", code_sha256="", proof="")
         for end, as_bench in ((ours, True), (theirs, False)):
-            end.trust(b"secret", "c", said, as_bench=as_bench)
+            end.trust(b"secret", "c", claim, as_bench=as_bench)
         ours.send(Clock(now=1.0))
         between.append(theirs.socket.recv(1 << 16))
         ours.socket.sendall(between[0] + between[0])
@@ -261,12 +262,12 @@ def test_what_the_command_line_may_say(monkeypatch: pytest.MonkeyPatch) -> None:
             node_request(*wrong)
     monkeypatch.delenv("SELECTBENCH_SECRET", raising=False)
     with pytest.raises(UserError, match="set SELECTBENCH_SECRET to the same"):
-        channel.secret()
+        channel.take_secret()
     monkeypatch.setenv("SELECTBENCH_SECRET", "short")
     with pytest.raises(UserError, match="16 characters"):
-        channel.secret()
+        channel.take_secret()
     monkeypatch.setenv("SELECTBENCH_SECRET", SECRET)
-    assert channel.secret() == SECRET.encode()
+    assert channel.take_secret() == SECRET.encode()
     assert "SELECTBENCH_SECRET" not in os.environ  # which trials inherit
     monkeypatch.setenv("SELECTBENCH_SECRET", SECRET)
     with pytest.raises(UserError, match="an address of the first node"):
@@ -295,12 +296,12 @@ def test_the_first_to_fail_is_named_whatever_the_clocks_show(
         team = Team.__new__(Team)
         here, there = Failed(kind="crashed", detail="here"), Failed(kind="crashed", detail="there")
         member = nodes.Member(
-            1, "h", PLAIN, lambda *_: None, offset=100.0, ended=Ended(failed=there, said=theirs, at=0.0)
+            1, "h", PLAIN, lambda *_: None, clock_offset=100.0, ended=Ended(failed=there, said=theirs, at=0.0)
         )
         team.members, team._stop, team._nodes = [member], stop, bench
-        assert team._first(here, ours, 1.5, killed=False) == (here if first == "here" else there)
-        bench.lost_at, bench.lost = 0.5, "node 1 was lost"
-        assert team._first(here, ours, 1.5, killed=False).detail == "node 1 was lost"
+        assert team._first_failure(here, ours, 1.5, killed=False) == (here if first == "here" else there)
+        bench.lost_at, bench.loss_reason = 0.5, "node 1 was lost"
+        assert team._first_failure(here, ours, 1.5, killed=False).detail == "node 1 was lost"
 
 
 def test_a_hanging_rank_is_named_though_each_node_knows_of_its_own_alone() -> None:
@@ -312,7 +313,7 @@ def test_a_hanging_rank_is_named_though_each_node_knows_of_its_own_alone() -> No
     limit = Failed(
         kind="timeout", detail="no sign of life for 2 s; rank 0 is in the backward pass of step 3\na stack"
     )
-    assert team._where_all_are(limit, own).detail == (
+    assert team._name_hanging_rank(limit, own).detail == (
         "no sign of life for 2 s; rank 1 is in the forward pass of step 3, rank 0 waits in the backward pass of "
         "step 3, on node 1\nits stack"
     )
@@ -325,7 +326,7 @@ def test_gpus_of_all_nodes_are_metered_in_the_order_of_ranks_each_by_its_own_clo
     with socket.create_server(("127.0.0.1", 0)) as listener, StopRequest() as stop:
         agent, bench = Channel(socket.create_connection(listener.getsockname())), Channel(listener.accept()[0])
         team = Team.__new__(Team)
-        member = nodes.Member(1, "h", bench, lambda *_: None, offset=100.0, drift=2.0)
+        member = nodes.Member(1, "h", bench, lambda *_: None, clock_offset=100.0, clock_drift=2.0)
         team.members, team._here, team._stop = [member], len(own.gpus), stop
         heard: list[Any] = []
 
@@ -335,13 +336,13 @@ def test_gpus_of_all_nodes_are_metered_in_the_order_of_ranks_each_by_its_own_clo
 
         other = threading.Thread(target=answer)
         other.start()
-        found = team.meters(own, done)
+        found = team.all_meters(own, done)
         other.join()
         assert found.gpus == [*own.gpus, *there.gpus]
         assert (found.problem, found.settled) == (None, False)
         assert heard == [Measure(timed_windows=[(102.0, 103.0)], training_window=(101.5, 105.0), devices=[])]
         agent.close()
-        assert team.meters(own, None).problem == "node 1: it was lost"
+        assert team.all_meters(own, None).problem == "node 1: it was lost"
         bench.close()
 
 
