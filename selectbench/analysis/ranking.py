@@ -16,7 +16,7 @@ from selectbench.analysis.metrics import is_unclean, state_of
 from selectbench.analysis.recommendation import Figure, counts, figure, to_loss, verdicts, with_pareto, with_ratio
 from selectbench.analysis.result import Certificate, Failure, MetricValue, Ranking, Row, Settling, Violation
 from selectbench.analysis.scores import score_differences
-from selectbench.analysis.screening import screened_words, unscreened
+from selectbench.analysis.screening import unscreened
 from selectbench.analysis.scripts import pause_notes, repeats_in_answer, script_warnings
 from selectbench.analysis.summary import (
     Summary,
@@ -202,8 +202,7 @@ class _Answer:
         sentences = [
             "" if self.contest.is_complete else f"Incomplete, {done} of {planned} trials have an outcome; so far:",
             self._verdict(), self._beating_the_baseline(), self._open(), self._disturbed(),
-            *self._about_the_baseline(), self._quality(), self._certainty(), *self._beside_the_ranks(),
-            self._left_out(),
+            *self._about_the_baseline(), self._quality(), self._certainty(), self._left_out(),
             f"Not verified for {listed(own)}: what own code does beyond what was counted." if own else "",
             self._how_to_extend(max(self.proposed, default=0)) if self.contest.is_complete else "",
         ]  # fmt: skip
@@ -410,55 +409,39 @@ class _Answer:
         is_better = value is not None and (self.best is None or self.metric.is_better(value, self.best))
         return is_better and counts(row, self.metric.name)
 
-    def _beside_the_ranks(self) -> list[str]:
-        """Rows that would be first had they held the constraints, and ranked ones that other trials may flatter."""
-        name, is_busy = self.metric.name, any(summary.busy for summary in self.summaries.values())
-        told = {
-            f"Better by {name} but not eligible": [
-                f"{row.option} ({figure(self.metric, row)}) fails {listed(row.constraint_failures)}"
-                for row in self.rows if row.constraint_failures and self._beats(row)
-            ],
-            "Failed, though ranked": [
-                f"{row.option} with {len(row.failures)} of {row.planned} seeds "
-                f"({listed(sorted({failure.kind for failure in row.failures}))})"
-                for row in self.placed if row.failures
-            ],
-            f"Left out for the state of the {'machine' if is_busy else 'GPUs'}": [
-                f"{row.option} {len(row.metrics[name].left_out)} of {row.n} trials "
-                f"({self.summaries[row.option].unclean_words(name)})"
-                for row in self.placed if row.metrics[name].left_out
-            ],
-        }  # fmt: skip
-        return [f"{what}: {'; '.join(names)}." for what, names in told.items() if names]
-
     def _left_out(self) -> str:
-        why = {row.option: self._reason(row) for row in self.rows}
-        for row in self.rows if self.placed else ():
-            if row.eligible and row.rank is None and not why[row.option]:
-                why[row.option] = f"{row.n} seed{'s' if row.n > 1 else ''}, too few to rank"
+        """Rows without a rank, each with a word on why; and ranked ones of which some seeds failed."""
+        why = {row.option: self._reason(row) for row in self.rows if row.rank is None and not row.control}
         told = [f"{name} ({reason})" for name, reason in why.items() if reason]
-        return f"Not ranked: {', '.join(told)}." if told else ""
+        parts = [f"Not ranked: {', '.join(told)}"] if told else []
+        failed = [
+            f"{row.option} ({len(row.failures)} of {row.planned}, {_kinds(row)})"
+            for row in self.placed if row.failures
+        ]  # fmt: skip
+        parts += [f"{'s' if parts else 'S'}ome seeds failed: {', '.join(failed)}"] if failed else []
+        return f"{'; '.join(parts)}." if parts else ""
 
     def _reason(self, row: Row) -> str:
-        """Why a row has no place, where no constraint says so; '' where nothing does."""
-        summary, name = self.summaries[row.option], self.metric.name
-        if row.identity.violations:
-            return f"not the same job: {_fields(row.identity.violations)}"
-        if summary.screening and summary.is_screened_out:
-            return f"screened out: {screened_words(summary.screening, is_brief=True)}"
-        if row.n and row.identity.comparable is None:
-            return _NO_CERTIFICATE
-        if row.n == 0:
-            failures = {
-                f"{failure.kind} on a {state.verdict} {state.whose}, which says nothing about the option"
-                if failure.note and (state := summary.states[failure.seed])
-                else failure.kind
-                for failure in row.failures
-            }
-            return listed(sorted(failures)) or "not run yet"
-        if summary.only_spoiled(name):
-            return f"every trial was {summary.unclean_words(name)}"
-        return summary.not_reached_words() if name == SECONDS_TO_LOSS and summary.not_reached else ""
+        """A word or two on why a row has no rank; '' where another sentence says it."""
+        summary, verdicts = self.summaries[row.option], {c.verdict for c in row.constraints}
+        not_reached = self.metric.name == SECONDS_TO_LOSS and bool(summary.not_reached)
+        reasons = {
+            "did another job": bool(row.identity.violations),
+            "screened out": summary.is_screened_out,
+            _kinds(row) or "not run yet": row.n == 0,
+            "job not verified": row.identity.comparable is None,
+            summary.unclean_words(self.metric.name): summary.only_spoiled(self.metric.name),
+            "loss not reached": not_reached,
+            "fails a constraint": "fails" in verdicts,
+            "figures missing": bool(row.constraint_failures),
+            "constraint undecided": "undecided" in verdicts and bool(self.placed) and not self._beats(row),
+            "too few seeds": row.eligible and bool(self.placed),
+        }
+        return next((words for words, is_so in reasons.items() if is_so), "")
+
+
+def _kinds(row: Row) -> str:
+    return listed(sorted({failure.kind for failure in row.failures}))
 
 
 def _seeds_more(settling: Settling) -> str:

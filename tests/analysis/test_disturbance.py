@@ -79,7 +79,6 @@ def test_a_few_busy_trials_are_left_out_and_the_difference_is_found_without_them
     assert (found.busy_seeds, found.metrics["tokens_per_second"].left_out) == ([4], [4])
     assert found.against_baseline is not None
     assert found.against_baseline.decision == "better"
-    assert "Left out for the state of the machine: a 1 of 5 trials (busy)." in ranking.answer
     (line,) = [line for line in ranking.warnings if "busy" in line]
     assert line.startswith(
         "the machine was busy with something else in 1 of 10 trials (a seed 4; a, seed 4: threads"

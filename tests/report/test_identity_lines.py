@@ -104,7 +104,7 @@ def test_a_violation_is_a_short_line_with_both_values() -> None:
         assert line in text
     assert "not comparable" in text
     assert "every other row" not in text
-    assert "Not ranked: bf16 (not the same job: initial_weights_sha256 and attention)." in text
+    assert "Not ranked: bf16 (did another job)." in text
 
 
 def test_the_report_has_a_section_for_it() -> None:

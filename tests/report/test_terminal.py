@@ -58,7 +58,7 @@ def test_what_an_80_column_terminal_shows() -> None:
     assert "tf32: unsupported: needs a cuda device" in text
     assert text.count("needs a cuda device") == 1
     assert "warning: a warning" in text
-    assert " ".join(text.split()).endswith("Not ranked: tf32 (unsupported).")
+    assert " ".join(text.split()).endswith("Not ranked: bf16 (fails a constraint), tf32 (unsupported).")
 
 
 def test_more_columns_where_there_is_room() -> None:
