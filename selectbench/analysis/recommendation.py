@@ -63,9 +63,8 @@ def to_loss(summary: Summary) -> ToLoss | None:
 # Which rows no other row beats: the Pareto set over speed, memory, energy and quality.
 #
 # A row is dominated only where another is shown to be better in one of them (two-sided tests of all pairs, adjusted
-# by Holm for each metric, and the metric's threshold) and is worse in none: not shown to be, and by the means not
-# by more than the threshold. Where the intervals leave that open, the row is dominated by the figures. A picture of
-# the field beside the declared family, not a claim of it.
+# by Holm for each metric, and the metric's threshold) and in each other one is shown to be worse by less than the
+# threshold. A picture of the field beside the declared family, not a claim of it.
 
 _IN_TURN = sorted((m for m in METRICS.values() if m.dimension), key=lambda m: m.dimension or ("speed", 0))
 
@@ -93,22 +92,18 @@ def with_pareto(contest: Contest, rows: Sequence[Row]) -> list[Row]:
         return list(rows)
     names = [row.option for row in taking_part]
     shape = (len(names), len(names))
-    better_somewhere, worse_somewhere = np.zeros(shape, bool), np.zeros(shape, bool)
-    is_shown = np.ones(shape, bool)
+    better_somewhere, worse_nowhere = np.zeros(shape, bool), np.ones(shape, bool)
     for metric in over:
         threshold, more = contest.suite.threshold(metric), METRICS[metric].better == "more"
         pairs = all_pairs(contest.blocks[metric], names, contest.alpha, more_is_better=more)
         better = pairs.better(threshold)
         better_somewhere |= better
-        is_shown &= better | pairs.not_worse(threshold)
-        worse_somewhere |= (better | (pairs.gains > math.log1p(threshold))).T
+        worse_nowhere &= better | pairs.not_worse(threshold)
     # A row of which the lucky seeds alone are left in one of these dominates none.
     flattered = np.array([any(summaries[name].flattered(metric) for metric in over) for name in names])
-    dominates = better_somewhere & ~worse_somewhere & ~flattered[:, None]
-    told: dict[str, dict[str, object]] = {}
-    for i, name in enumerate(names):
-        by, by_figures = ([names[j] for j in np.flatnonzero(of[:, i])] for of in (dominates, dominates & ~is_shown))
-        told[name] = {"pareto": not by, "dominated_by": by, "dominated_by_figures": by_figures}
+    dominates = better_somewhere & worse_nowhere & ~flattered[:, None]
+    by = {name: [names[j] for j in np.flatnonzero(dominates[:, i])] for i, name in enumerate(names)}
+    told = {name: {"pareto": not others, "dominated_by": others} for name, others in by.items()}
     return [row.model_copy(update=told.get(row.option, {})) for row in rows]
 
 
@@ -426,10 +421,7 @@ def _outdone(row: Row, found: _Finding) -> str:
     if not names:
         return ""
     verb = "is" if len(names) == 1 else "are"
-    how = ", by the figures," if set(names) & set(row.dominated_by_figures) else ""
-    return (
-        f" {_some(names)} {verb} shown to be better in another figure and{how} worse in none by more than matters."
-    )
+    return f" {_some(names)} {verb} shown to be better in another figure and worse in none by more than matters."
 
 
 def _some_hold(names: Sequence[str]) -> str:

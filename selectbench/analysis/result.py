@@ -440,8 +440,8 @@ class Nodes(Parts):
     """Over how many nodes and ranks a trial ran, and how far clocks were off; empty: on one node."""
 
 
-SCHEMA_VERSION = 1
-"""Grows when a key's meaning changes; keys are added without it."""
+SCHEMA_VERSION = 2
+"""Grows when a key's meaning changes; keys are added without it. With 1, rows were dominated by means too."""
 
 
 class MetricValue(Shown):
@@ -569,9 +569,7 @@ class Row(Sparse):
     """Whether no other row dominates it over speed, memory, energy and quality, as far as they are known; None: not
     comparable or not completed."""
     dominated_by: list[str] = []
-    """Rows that are shown to be better in one of these, and by the means are worse in none by more than matters."""
-    dominated_by_figures: list[str] = []
-    """Those of them of which it is not shown that they are worse in none by more than matters."""
+    """Rows that are shown to be better in one of these, and to be worse in none by more than matters."""
     to_loss: ToLoss | None = None
     """Until its held-out loss was the baseline's final one; None: no evaluations to tell it by."""
     status: Literal["completed", "partial", "failed", "not_comparable", "screened_out", "reference"]

@@ -34,7 +34,7 @@ MOST_DRAWN = 8
 QUANTILES = (5, 25, 50, 75, 95)
 _PARETO_NOTE = (
     "Up and to the left is better. Filled: no other option is shown to be better in speed, memory, energy or "
-    "quality without being worse in another by more than matters. Hollow: one is, as shown or by the figures."
+    "quality without being worse in another by more than matters. Hollow: one is."
 )
 _CROSS = " Cross: not eligible, as it fails a constraint or it is open whether it holds one."
 _RADIUS, _ARM, _LINE, _LETTER = 6, 5.0, 14.0, 7.2

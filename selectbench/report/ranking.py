@@ -23,10 +23,9 @@ _BRIEF = doc.BRIEF_MARK + (
     "baseline's two. No claim rests on it, and its tests count among those of the family as if it had run"
 )
 _DOMINATED = (
-    "Dominated: another option is shown to be better in speed, memory, energy or quality, and is worse in none of "
-    "them by more than matters"
+    "Dominated: another option is shown to be better in speed, memory, energy or quality, and to be worse in none "
+    "of them by more than matters"
 )
-_BY_FIGURES = "; by the figures: that it is worse in none was measured and is not shown, as intervals are too wide"
 _MEMORY = {
     "cuda_allocated": "the CUDA allocator's peak of allocated memory while training, and optimizer state in "
     "managed memory, which it does not count",
@@ -240,12 +239,8 @@ def page_names(ranking: Ranking) -> tuple[dict[str, str], str]:
 
 
 def _dominators(row: Row, short: Mapping[str, str] | None = None) -> str:
-    """Of four: `by a`, or `by the figures by b` where it is not shown that b is worse in nothing."""
-    parts: dict[str, list[str]] = {}
-    for name in row.dominated_by[:4]:
-        how = "by the figures by" if name in row.dominated_by_figures else "by"
-        parts.setdefault(how, []).append(short[one_line(name)] if short else name)
-    return ", and ".join(f"{how} {', '.join(names)}" for how, names in sorted(parts.items()))
+    """`by a, b`, of four."""
+    return f"by {', '.join(short[one_line(name)] if short else name for name in row.dominated_by[:4])}"
 
 
 def place(row: Row) -> str:
@@ -321,8 +316,7 @@ def table_notes(ranking: Ranking) -> list[doc.Text]:
     ]  # fmt: skip
     if dominated := [f"{row.option} {_dominators(row)}" for row in ranking.rows if row.dominated_by]:
         over = "speed, memory, energy and quality, as far as they are known"
-        by_figures = any(row.dominated_by_figures for row in ranking.rows)
-        lines.append(f"Dominated over {over}: {'; '.join(dominated)}. {_DOMINATED}{_BY_FIGURES * by_figures}.")
+        lines.append(f"Dominated over {over}: {'; '.join(dominated)}. {_DOMINATED}.")
     if any(row.besides_the_rate for row in ranking.rows):
         lines.append(f"{_BESIDES}.")
     if ranking.memory_kind:

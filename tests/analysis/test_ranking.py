@@ -29,7 +29,7 @@ def test_the_contract_of_ranking_json() -> None:
     ranking = rank(make_suite("fp32", BF16), trials("fp32", [100, 110, 120]) + trials("bf16", [200, 220, 240]))
     content = json.loads(json.dumps(ranking.model_dump(mode="json")))
     assert {"schema_version", "suite", "baseline", "question", "answer", "rows", "warnings"} <= set(content)
-    assert content["schema_version"] == 1
+    assert content["schema_version"] == 2
     first = content["rows"][0]
     assert {"option", "rank", "status", "n", "differs_in", "metrics", "failures"} <= set(first)
     assert (first["option"], first["rank"], first["status"], first["n"]) == ("bf16", 1, "completed", 3)

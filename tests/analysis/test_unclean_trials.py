@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Ranking, Row
 from selectbench.record.record import Meters, Record
+from selectbench.report.ranking import causes
 from selectbench.suite.metrics import METRICS
 
 BF16 = ("bf16", {"precision": {"name": "bf16_mixed"}})

@@ -192,7 +192,7 @@ def test_what_may_not_be_taken_is_a_cross_and_never_a_filled_point() -> None:
 
 def test_dominated_is_said_to_disregard_what_does_not_matter() -> None:
     """The loss of the faster one is worse, by less than the threshold."""
-    suite, far = make_suite("fp32", BF16), "is worse in none of them by more than matters"
+    suite, far = make_suite("fp32", BF16), "to be worse in none of them by more than matters"
     records = trials("fp32", [100, 101, 103], final_loss=5.5) + trials("bf16", [200, 201, 206], final_loss=5.5001)
     ranking = rank(suite, records)
     assert [row.dominated_by for row in ranking.rows] == [[], ["bf16"]]
