@@ -410,13 +410,13 @@ class _Answer:
         return is_better and counts(row, self.metric.name)
 
     def _left_out(self) -> str:
-        """Rows without a rank, each with a word on why; and ranked ones of which some seeds failed."""
+        """Rows without a rank, each with a word on why; and those of which some seeds failed."""
         why = {row.option: self._reason(row) for row in self.rows if row.rank is None and not row.control}
         told = [f"{name} ({reason})" for name, reason in why.items() if reason]
         parts = [f"Not ranked: {', '.join(told)}"] if told else []
         failed = [
             f"{row.option} ({len(row.failures)} of {row.planned}, {_kinds(row)})"
-            for row in self.placed if row.failures
+            for row in self.rows if row.failures and row.n
         ]  # fmt: skip
         parts += [f"{'s' if parts else 'S'}ome seeds failed: {', '.join(failed)}"] if failed else []
         return f"{'; '.join(parts)}." if parts else ""

@@ -25,12 +25,6 @@ from selectbench.suite.metrics import METRICS, SCREENING, Constraint, parse_cons
 from selectbench.suite.stages import screening_seeds
 from selectbench.suite.suite import Suite
 
-SCREENING_RULE = (
-    "Every option ran one short trial of speed before the contest, the baseline one before the others and one "
-    "after them. An option that missed a bound ran a second one; one that missed the same bound twice takes no "
-    "part in the contest. A factor of the baseline's value is of the worse of its two. A trial that failed, or "
-    "tells no figure, misses nothing."
-)
 Planned = tuple[str, int, int]
 """Option, seed and round of a screening trial; rounds run one after the other."""
 

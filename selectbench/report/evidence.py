@@ -122,23 +122,6 @@ def _by_reason(unknown: Iterable[tuple[str, Sequence[Unknown]]]) -> dict[str, st
     return {reason: "; ".join(options) for reason, options in trials.items()}
 
 
-def gpus_by_seed(done: Sequence[Record]) -> list[doc.Section]:
-    """One option's GPUs, a row for each trial and GPU; nothing where there were no meters."""
-    heads = ("SM clock", "highest temperature", "power cap", "peak memory in use", "in use before")
-    rows: list[list[doc.Cell]] = []
-    for record in done:
-        state = metrics.state_of(record)
-        told = (state.verdict, state.detail) if state else (units.DASH, "")
-        rows += (
-            [str(record.trial.seed), str(number), *told, doc.Amount(gpu.mean_sm_clock_hertz, units.megahertz),
-             doc.Amount(gpu.highest_temperature_celsius, units.celsius), _power_cap(gpu.clock_limit_shares),
-             *(doc.Amount(size, units.size) for size in (gpu.peak_device_memory_bytes, gpu.idle_memory_bytes))]
-            for number, gpu in enumerate(record.meters.gpus if record.meters else [])
-        )  # fmt: skip
-    by_trial = doc.table("GPUs by trial", ("seed", "GPU", "state", "found"), heads, rows)
-    return [doc.Section("gpus", "GPUs by trial", [by_trial])] if rows else []
-
-
 def memory_sections(ranking: Ranking) -> Iterator[doc.Section]:
     """Of GPUs where a completed trial had meters, and of ranks where there were several or states were measured."""
     rows = [(row, row.gpu.memory) for row in ranking.rows if row.gpu is not None and row.n]

@@ -328,6 +328,7 @@ def table_notes(ranking: Ranking) -> list[doc.Text]:
         many = f"{ranking.lanes.neighbours} neighbour{'s' * (ranking.lanes.neighbours > 1)}"
         lines.append(f"Speed, energy and time, and memory on a CPU, were measured with {many}: {counts}.")
     lines += [f"{row.option}: {note}." for row in ranking.rows for note in row.notes]
+    lines += [f"{line}." for row in ranking.rows for line in _screened(row)]
     lines += [f"{note}." for note in _mark_notes(ranking, _metrics(ranking, "markdown"))]
     return [*lines, (doc.Literally(units.DASH), ": not known.")]
 
@@ -375,14 +376,20 @@ def causes(ranking: Ranking) -> list[str]:
     lines = []
     for row in ranking.rows:
         lines += not_the_same_job(row)
-        if row.status == "screened_out" and row.screening:
-            lines.append(f"{one_line(row.option)}: screened out: {screened_words(row.screening)}")
+        lines += _screened(row)
         failed = {f"{f.kind}: {first_line(f.detail, 160)}{note_in_brackets(f)}": None for f in row.failures}
         open_ones = [c for c in row.constraints if c.verdict in _OPEN]
         unjudged = [f"{_OPEN[c.verdict]}: {c.constraint}: {c.detail}" for c in open_ones]
         found = (*row.constraint_failures, *failed, *unjudged, *row.notes)
         lines += [f"{one_line(row.option)}: {cause}" for cause in found]
     return [*lines, *unknown_states(ranking), *_mark_notes(ranking, columns_of("terminal"))]
+
+
+def _screened(row: Row) -> list[str]:
+    """By which bound a row was screened out; nothing where it was not."""
+    if row.status != "screened_out" or row.screening is None:
+        return []
+    return [f"{one_line(row.option)}: screened out: {screened_words(row.screening)}"]
 
 
 def note_in_brackets(failure: Failure) -> str:

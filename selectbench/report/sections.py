@@ -12,7 +12,7 @@ from selectbench.analysis.metrics import derive, is_unclean, observe, state_of
 from selectbench.analysis.recommendation import TIME_TO_LOSS_RULE
 from selectbench.analysis.result import NamedVerdict, OwnBest, Ranking, Reference, Row, Search
 from selectbench.analysis.scores import RESAMPLES, SEED
-from selectbench.analysis.screening import SCREENING_RULE, screened_words
+from selectbench.analysis.screening import screened_words
 from selectbench.analysis.summary import mean, summarise
 from selectbench.analysis.tuning import FLAT
 from selectbench.errors import UserError, did_you_mean
@@ -27,7 +27,6 @@ from selectbench.suite.suite import Suite
 from selectbench.text import choices_yaml, clean, first_line, leaves, one_line, quoted
 
 _DETAIL_LINES, _DETAIL_WIDTH = 20, 1000
-_CURVE_POINTS = 12
 _FACTORS = (
     "Each factor's effect is on the objective, against the baseline's level, averaged over the other factors' "
     "levels within every seed; an interaction is what two levels do together beyond their effects. Intervals are "
@@ -87,7 +86,6 @@ def report(
         *evidence.kept_models(suite, records),
         *_factors(ranking),
         *_own_best(ranking),
-        *_screening(ranking),
         *_to_loss(ranking),
         _same_job(ranking),
         *evidence.memory_sections(ranking),
@@ -456,27 +454,6 @@ def _edge_words(own: OwnBest, how: str) -> str:
     return f"the best lies on {edges}: {'smaller' if side == 'low' else 'larger'} values may be as {how} or better"
 
 
-def _screening(ranking: Ranking) -> Iterator[doc.Section]:
-    """Every option's short trials before the contest and what followed; nothing where there were none."""
-    tried = [(row, row.screening) for row in ranking.rows if row.screening]
-    bounds = dict.fromkeys((bound.bound, bound.metric) for _, found in tried for bound in found.bounds)
-    metrics = list(dict.fromkeys(metric for _, metric in bounds)) or ["tokens_per_second"]
-    rows: list[list[doc.Cell]] = []
-    for row, found in tried:
-        for number, trial in enumerate(found.trials, start=1):
-            said: list[str] = [] if trial.outcome == "completed" else [trial.outcome]
-            said += [f"misses {bound.bound}" for bound in found.bounds if bound.missed[number - 1]]
-            said += ["screened out"] if found.screened_out and number == len(found.trials) else []
-            figures = (doc.Figure(metric, trial.figures.get(metric)) for metric in metrics)
-            rows.append([row.option, str(number), *figures, ", ".join(said)])
-    if rows:
-        heads = ("trial", *(METRICS[metric].title for metric in metrics))
-        columns = [doc.Column("option", names_row=True), *(doc.Column(head, "right") for head in heads),
-                   doc.Column("found")]  # fmt: skip
-        tried_ones = doc.Table(columns, rows, "Every short trial before the contest")
-        yield doc.Section("screening", "Screened before the contest", [tried_ones, doc.Paragraph(SCREENING_RULE)])
-
-
 def _to_loss(ranking: Ranking) -> Iterator[doc.Section]:
     rows = [row for row in ranking.rows if row.to_loss]
     known = [name for name in _PRICES if any(getattr(row.to_loss, name) is not None for row in rows)]
@@ -527,11 +504,11 @@ def _flat(value: object) -> Iterator[tuple[str, str]]:
         yield one_line(path), one_line(text) or units.DASH
 
 
-# One option in detail: its trials and its curves, as numbers.
+# One option in detail: its trials, as numbers.
 
 
 def option_report(suite: Suite, ranking: Ranking, records: Sequence[Record], name: str) -> doc.Document:
-    """Every trial with all attempts, metrics per seed, curves. Raises UserError: the suite has no such option."""
+    """Every trial with all attempts, and metrics per seed. Raises UserError: the suite has no such option."""
     row = next((row for row in ranking.rows if row.option == name), None)
     if row is None:
         names = [option.name for option in suite.options]
@@ -542,11 +519,7 @@ def option_report(suite: Suite, ranking: Ranking, records: Sequence[Record], nam
     done = [r for r in last.values() if isinstance(r.outcome, Completed)]
     heads = ("seed", "attempt", "phase", "outcome", "detail", "wall time", "started", "trial")
     trials = doc.table("Every attempt", heads, (), map(_attempt_cells, own))
-    sections = [
-        doc.Section("trials", "Trials", [trials]),
-        *evidence.gpus_by_seed(list(last.values())),
-        *(_figures(suite, done, records) if done else ()),
-    ]
+    sections = [doc.Section("trials", "Trials", [trials]), *([_figures(suite, done, records)] if done else [])]
     logs = [
         doc.Code(_log(r.outcome.detail), f"Seed {r.trial.seed}, attempt {r.attempt}, {r.outcome.kind}:")
         for r in own if isinstance(r.outcome, Failed) and "\n" in r.outcome.detail.strip()
@@ -582,8 +555,8 @@ def _attempt_cells(record: Record) -> list[doc.Cell]:
     ]  # fmt: skip
 
 
-def _figures(suite: Suite, done: Sequence[Record], records: Sequence[Record]) -> Iterator[doc.Section]:
-    """The metrics and the curves of an option's completed trials, a column for each. `records`: of all options."""
+def _figures(suite: Suite, done: Sequence[Record], records: Sequence[Record]) -> doc.Section:
+    """The metrics of an option's completed trials, a column for each. `records`: of all options."""
     of_option = next(own for own in summarise(suite, records)[0] if own.name == done[0].trial.option)
     seconds = {seed: place.seconds for seed, place in of_option.reached.items() if place is not None}
     values = [derive(observe(record, suite)) | {SECONDS_TO_LOSS: seconds.get(record.trial.seed)} for record in done]
@@ -592,19 +565,4 @@ def _figures(suite: Suite, done: Sequence[Record], records: Sequence[Record]) ->
     figures = doc.table("Figures by seed", ("metric",), seeds, (
         [name, *(doc.Figure(name, own.get(name)) for own in values)] for name in known
     ))  # fmt: skip
-    yield doc.Section("figures", "Figures by seed", [figures])
-    training = [dict(record.training_losses()) for record in done]
-    yield doc.Section("training", "Training loss by step", [_curves(seeds, training, "Training loss")])
-    heldout = [{point.step: point.loss for point in record.evaluation_curve} for record in done]
-    if any(heldout):
-        yield doc.Section("heldout", "Held-out loss by step", [_curves(seeds, heldout, "Held-out loss")])
-
-
-def _curves(seeds: Sequence[str], curves: Sequence[dict[int, float]], caption: str) -> doc.Table:
-    """A row per step, a dozen of all steps evenly spaced, nats per token."""
-    steps = sorted({step for curve in curves for step in curve})
-    if len(steps) > _CURVE_POINTS:
-        steps = [steps[round(i * (len(steps) - 1) / (_CURVE_POINTS - 1))] for i in range(_CURVE_POINTS)]
-    return doc.table(f"{caption} in nats per token", (), ("step", *seeds), (
-        [str(step), *(doc.Amount(curve.get(step), units.significant) for curve in curves)] for step in steps
-    ))  # fmt: skip
+    return doc.Section("figures", "Figures by seed", [figures])
