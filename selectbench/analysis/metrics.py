@@ -154,12 +154,9 @@ AGREEMENT = 0.10
 """Counter and integrated instant power must agree so closely, as a share of the larger."""
 
 ENERGY_RULE = (
-    "Energy is what the GPUs' own meters count inside the timed windows, the sum over the trial's GPUs; the "
-    "rest of the machine is not included. It is read from the boards' energy counters; where a board has none its "
-    "instant power is integrated, and where it has only the power that the driver averages over about a second, "
-    f"that is taken. It is not known where less than {SHORTEST_SECONDS:g} s were metered, where counter and "
-    f"integrated power differ by more than {AGREEMENT:.0%}, and on a slice of a board (MIG), whose meters are "
-    "the whole board's. Joules per token are the mean power over the tokens per second."
+    "Energy is what the GPUs' energy counters, else their power over time, tell of the timed windows, summed over "
+    f"a trial's GPUs. It is not known below {SHORTEST_SECONDS:g} s, where counter and power differ by more than "
+    f"{AGREEMENT:.0%}, and on a slice of a board (MIG). Joules per token = mean power / tokens per second."
 )
 
 
@@ -223,10 +220,9 @@ def joules_per_token(o: Observed) -> float | None:
 
 _JOULES_PER_KWH, _BILLION = 3.6e6, 1e9
 COST_RULE = (
-    "Cost is the rent of the job's GPUs for their time and the energy that the GPUs took, as far as the suite "
-    "gives a price for each. For a billion tokens it follows from the timed speed; for the job from its training "
-    "time, with warm-up and compilation, without start-up and evaluation. Where one of the prices can't be "
-    "applied, no cost is shown."
+    "Cost = GPUs x hours x the price of an hour + the GPUs' energy in kWh x its price. For a billion tokens the "
+    "hours follow from the timed speed; of the job they are its training time, with warm-up and compilation, "
+    "without start-up and evaluation. Where one of the prices can't be applied, no cost is shown."
 )
 
 
@@ -274,11 +270,9 @@ def unpriced(o: Observed) -> str | None:
 # Floating-point operations of training on one token, from the model's shape: of its matrix products alone.
 
 FLOPS_RULE = (
-    "A token's FLOPs are 6 x the parameters of the matrix products (the output head among them) + 12 x sequence "
-    "length x the heads' width summed over the layers: two for each multiplication and addition of the forward "
-    "pass, twice as many for the backward pass (Chowdhery et al. 2022, arXiv:2204.02311, appendix B). Attention "
-    "counts in full, without the half that a causal mask leaves out, so a kernel that skips it does less than is "
-    "counted. Embeddings, norms, softmax, loss and optimizer are left out."
+    "FLOPs per token, forward and backward = 6 x the parameters of the matrix products (with the output head) + "
+    "12 x sequence length x the heads' width summed over the layers (Chowdhery et al. 2022, arXiv:2204.02311, "
+    "appendix B). A causal mask is not discounted; all but matrix products is left out."
 )
 
 
@@ -311,13 +305,10 @@ UtilizationName = Literal["mfu", "hfu", "matmul_rate_share"]
 SHARES: tuple[UtilizationName, ...] = ("mfu", "hfu", "matmul_rate_share")
 
 MFU_RULE = (
-    "MFU is tokens per second x a token's FLOPs, over the sum of the GPUs' peaks in the dtype that the matrix "
-    "products run in; HFU counts what activation checkpointing computes again, too. Peaks are those of the data "
-    "sheets, dense, without the boost of structured sparsity. The share of the measured rate is the same FLOPs as "
-    "MFU's over what large matrix products reached on these very GPUs (doctor --calibrate). Each is a share of "
-    "one precision's rate: rows of different precisions are not to be compared by it. Nothing is said above 100 %, "
-    "of a slice of a board (MIG) by a data sheet, of a GPU whose sheet is not known, of models whose work does "
-    "not follow from their shape, and of own training loops."
+    "MFU = tokens per second x FLOPs per token / the sum of the GPUs' data-sheet peaks, dense, in the dtype of the "
+    "matrix products. HFU counts what activation checkpointing computes again, too; the share of the measured rate "
+    "is of what doctor --calibrate reached. They don't compare rows of different precisions, and are not known "
+    "above 100 %, by a data sheet for a slice (MIG), and for own loops and models of unknown FLOPs."
 )
 IMPOSSIBLE = "above 100 %: the peak or the formula does not fit this GPU"
 IMPOSSIBLE_RATE = "above 100 %: the measured rate or the formula does not fit this GPU"

@@ -237,23 +237,12 @@ def _job(suite: Suite) -> str:
         return _command(suite.command, suite)
     job = suite.built
     model = ", ".join(f"{k} {v}" for k, v in job.model.model_dump(exclude_none=True).items())
-    told = (
+    return (
         f"The job: {job.task}, device {suite.device}, model {model}; {job.max_steps:,} optimizer steps of "
         f"{job.global_batch_size:,} sequences of {job.seq_len:,} tokens ({job.tokens_per_step:,} tokens a step, "
         f"{job.tokens_per_step * job.max_steps:,} in all), learning rate {job.lr_schedule.name} after "
         f"{job.lr_schedule.warmup_steps:,} steps of warm-up."
     )
-    own_batches = [
-        f"{name} {own.max_steps:,} of {own.global_batch_size:,} after {own.lr_schedule.warmup_steps:,}"
-        for name, own in {o.name: suite.job_of(o) for o in suite.options}.items()
-        if own.global_batch_size != job.global_batch_size
-    ]
-    if own_batches:
-        told += (
-            " Options with another global batch train on as many tokens, the same sequences in the same order, in "
-            f"steps of their own, with warm-up in proportion: {'; '.join(own_batches)}."
-        )
-    return f"{told} With a warm-up of their own instead: {own}." if (own := own_warmups(suite)) else told
 
 
 def choice_text(choice: MachineChoice) -> str:
@@ -269,51 +258,28 @@ def machine_choice_lines(environment: Mapping[str, Any]) -> list[str]:
     return [f"Left to the machine, and the same for every option: {told}"] if told else []
 
 
-def own_warmups(suite: Suite) -> str:
-    """`adamw 12 of 60 steps; sgd 3 of 60 steps`; empty where every option has the job's."""
-    if suite.command is not None:
-        return ""
-    own = [option for option in suite.options if option.built.optimizer.warmup_fraction is not None]
-    jobs = [(option.name, suite.job_of(option)) for option in own]
-    return "; ".join(f"{name} {job.lr_schedule.warmup_steps:,} of {job.max_steps:,} steps" for name, job in jobs)
-
-
 def _comparing(suite: Suite, ranking: Ranking) -> Iterator[str]:
-    """What makes the jobs the same, how claims are made, and how often they may be wrong."""
+    """What is the same for every option, and how claims are made."""
     rounds = f"{len(suite.seeds)} seed{'s'[: len(suite.seeds) > 1]}"
     checked = "" if any(row.identity.violations for row in ranking.rows) else "; here no row differs undeclared"
     yield (
-        f"Every option trains the same job once per seed ({rounds}), each trial on its own, options interleaved; a "
-        "seed fixes initial weights and data order. Each trial records what it used: digests of initial weights "
-        "before any cast, of the tokens consumed in every step and of the evaluation set, the shape "
-        "of the learning rate, the steps asked for and applied, and the dtypes, kernel, optimizer and ranks found "
-        "on the live objects. These are compared with the baseline's of the same seed, and with what was asked "
-        "for; the loss and gradient norm of the first step must agree as closely as the dtypes allow. A difference "
-        f"that no choice declares takes a row out of the ranking{checked}."
+        f"Every option trains the same job once per seed ({rounds}), options interleaved. What each trial used is "
+        "compared with the baseline's of the same seed and with what was asked for; a difference that no choice "
+        f"declares takes a row out of the ranking{checked} (docs/how-it-measures.md)."
     )
     family = ranking.family
     if family is None or not family.tests:
         return
     known = known_columns(ranking, [*family.thresholds]) or [family.objective]
     thresholds = ", ".join(f"{name} {family.thresholds[name]:.2g}" for name in known)
-    tests = "1 test was" if family.tests == 1 else f"{family.tests} tests was"
-    looks = "judged once; further judgements, should seeds be added, have the 1% that is left to 5% together"
-    if family.looks:
-        seeds = ", ".join(map(str, family.looks))
-        looks = f"the run was judged with {seeds} seeds, each time at a level of its own, all of them 5% together"
+    tests = f"{family.tests} test{'s' * (family.tests > 1)}"
+    seeds = ", ".join(map(str, family.looks))
+    looks = f", and at most 5% in all judgements, which had {seeds} seeds" if seeds else ""
     yield (
-        "Options are compared within seeds, as logarithms, so that a difference is a ratio. Where their spreads "
-        "agree the spread is pooled over all of them; the more they differ, the more each pair relies on its own "
-        "(moderated t, Smyth 2004). An option that is noisier than the others beyond doubt is left out of the "
-        "pool; a less noisy one widens the intervals of all, its own the most (Welch's test; with one and three "
-        "seeds, claims were false in up to 6% of simulated runs). "
-        f"One family of {tests} declared: every option against the baseline by {family.objective}, and every "
-        "constraint. Their p are adjusted by Holm's procedure, and the intervals of these ratios hold together, so "
-        f"that any claim of the family is false with a probability of at most {100 * family.alpha:g}%"
-        f": {looks}. Better or worse needs both: an adjusted p of at most that, and a difference above the "
-        f"smallest that matters, as a share: "
-        f"{thresholds}. A constraint holds or fails when its interval lies on one side of the bound; otherwise it "
-        "is undecided. Ranks come from all pairs of options, adjusted likewise."
+        f"Options are compared within seeds, by {tests} in all: every option against the baseline by "
+        f"{family.objective}, and every constraint. Any claim is false with a probability of at most "
+        f"{100 * family.alpha:g}%{looks}. Better or worse also needs a difference above the smallest that matters, "
+        f"as a share: {thresholds} (docs/how-it-decides.md)."
     )
 
 

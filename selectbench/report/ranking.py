@@ -400,22 +400,6 @@ def note_in_brackets(failure: Failure) -> str:
 # Whether the rows did the same job, in a few plain lines.
 
 
-def in_full(ranking: Ranking) -> list[str]:
-    """A sentence for each group of rows that differ from the baseline alike, then every violation."""
-    groups: dict[tuple[object, ...], list[Row]] = {}
-    for row in _compared(ranking):
-        found = row.identity
-        key = (*found.compared_with, *found.differs_as_declared, *found.not_verified, *_dimensions([row]))
-        groups.setdefault(key, []).append(row)
-    sentences = [line for rows in groups.values() for line in _job_lines(ranking, rows, one_group=len(groups) == 1)]
-    return sentences + [line for row in ranking.rows for line in not_the_same_job(row)]
-
-
-def in_short(ranking: Ranking) -> list[str]:
-    """The same in one line for all rows that are comparable, and one for what was not verified."""
-    return _job_lines(ranking, _compared(ranking), one_group=True, is_short=True)
-
-
 def not_the_same_job(row: Row) -> list[str]:
     """A line for each violation: field and both values."""
     lines = [f"{one_line(row.option)}: not the same job: {violation_text(v)}" for v in row.identity.violations]
@@ -436,12 +420,9 @@ def violation_text(violation: Violation) -> str:
     return f"{violation.field} is {option}, {other} for {one_line(violation.against)} ({seeds})"
 
 
-def _compared(ranking: Ranking) -> list[Row]:
-    return [row for row in ranking.rows if row.identity.comparable is not False and row.identity.compared_with]
-
-
-def _job_lines(ranking: Ranking, rows: Sequence[Row], one_group: bool, *, is_short: bool = False) -> list[str]:
-    """The sentence for these rows, and a line for what of them could not be seen."""
+def same_job(ranking: Ranking, *, states_conventions: bool = False) -> list[str]:
+    """One line for all rows that are comparable, and one for what was not verified."""
+    rows = [r for r in ranking.rows if r.identity.comparable is not False and r.identity.compared_with]
     hidden = _united(row.identity.not_verified for row in rows)
     others = {*hidden, *_united(row.identity.differs_as_declared for row in rows)}
     if not any(row.metrics["final_loss"].value is not None for row in ranking.rows):
@@ -452,9 +433,9 @@ def _job_lines(ranking: Ranking, rows: Sequence[Row], one_group: bool, *, is_sho
     if rows and same:
         opening = "Same job, as far as verified" if hidden else "Same job"
         verb = "is" if len(same) == 1 else "are"
-        lines.append(f"{opening}: {_difference(ranking, rows, one_group)}; {listed(same)} {verb} the same.")
+        lines.append(f"{opening}: {_difference(ranking, rows)}; {listed(same)} {verb} the same.")
     conventions = dict.fromkeys(entry for row in rows for entry in row.identity.conventions.items())
-    if conventions and is_short:
+    if conventions and not states_conventions:
         names = dict.fromkeys(_field_words(name) for name, _ in conventions)
         lines.append(f"Verified under conventions that the report states: {', '.join(names)}.")
     elif conventions:
@@ -467,12 +448,10 @@ def _job_lines(ranking: Ranking, rows: Sequence[Row], one_group: bool, *, is_sho
     return lines
 
 
-def _difference(ranking: Ranking, rows: Sequence[Row], one_group: bool) -> str:
-    every = one_group and len(rows) > 1
-    who = "every other row" if every else _names(rows)
-    verb = "differs" if every or len(rows) == 1 else "differ"
+def _difference(ranking: Ranking, rows: Sequence[Row]) -> str:
+    who = one_line(rows[0].option) if len(rows) == 1 else "every other row"
     references = _united(row.identity.compared_with for row in rows)
-    against = f"{who} {verb} from {listed([one_line(name) for name in references])}"
+    against = f"{who} differs from {listed([one_line(name) for name in references])}"
     fields = _united(row.identity.differs_as_declared for row in rows)
     if not fields:
         return f"{against} in nothing that was checked"

@@ -108,7 +108,7 @@ def summary(ranking: Ranking, medium: Literal["terminal", "page"] = "terminal") 
     best = ranking.rows[0].option if ranking.rows and ranking.rows[0].rank is not None else None
     others = [verdict for verdict in ranking.verdicts if verdict.option not in (None, best)]
     lines = [
-        *shown.ties_note(ranking), *shown.in_short(ranking), *shown.besides_note(ranking), *shown.causes(ranking),
+        *shown.ties_note(ranking), *shown.same_job(ranking), *shown.besides_note(ranking), *shown.causes(ranking),
         *(f"{verdict.title}: {verdict.sentence} {verdict.confidence}" for verdict in others),
         *_difference_lines(ranking), *_reference_lines(ranking), *_factor_lines(ranking),
         *lane_lines(ranking.lanes, ranking.objective),
@@ -472,8 +472,10 @@ def _same_job(ranking: Ranking) -> doc.Section:
          "; ".join(row.identity.not_verified) or "nothing"]
         for row in ranking.rows
     ))  # fmt: skip
-    lines, details = doc.Listing(shown.in_full(ranking)), doc.Details("The certificate, row by row", [by_row])
-    return doc.Section("identity", "Whether it was the same job", [lines, details])
+    lines = shown.same_job(ranking, states_conventions=True)
+    lines += [line for row in ranking.rows for line in shown.not_the_same_job(row)]
+    details = doc.Details("The certificate, row by row", [by_row])
+    return doc.Section("identity", "Whether it was the same job", [doc.Listing(lines), details])
 
 
 def _failures(ranking: Ranking) -> Iterator[doc.Section]:

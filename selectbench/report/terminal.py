@@ -25,7 +25,7 @@ from selectbench.planning.plan import CANNOT_START, Plan, PlannedOption
 from selectbench.record.environment import Calibration
 from selectbench.record.run_folder import PastRun
 from selectbench.report import document as doc
-from selectbench.report.evidence import CLEANING, choice_text, own_warmups
+from selectbench.report.evidence import CLEANING, choice_text
 from selectbench.suite.command import ALONE, CommandChoices, Where, arguments
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite, besides_the_rate
@@ -264,8 +264,6 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
         yield f"trained models are kept of {of}: {units.size(plan.saved_bytes)} in the run's folder"
     if suite.tune:
         yield f"tuned for each option first: {', '.join(suite.tune.parameters)}"
-    if warmups := own_warmups(suite):  # one that is tuned is not known yet
-        yield f"with a warm-up of their own: {warmups}"
 
 
 def _typed(plan: Plan, planned: PlannedOption) -> str:

@@ -76,8 +76,6 @@ def test_the_time_to_the_baselines_loss_decides_and_stands_in_the_reports(done: 
         assert (row["metrics"]["seconds_to_baseline_loss"]["value"] is None) == bool(missed)
     report = (done.run_folders()[-1] / "report.md").read_text()
     assert "| to baseline's loss |" in report
-    assert "Options with another global batch train on as many tokens" in report
-    assert "24 of 2 after 4" in report
 
 
 def test_the_runs_own_suite_plans_the_same_steps(done: Workplace) -> None:

@@ -125,7 +125,7 @@ def test_everybody_is_told(screened: Workplace) -> None:
     assert max(map(len, (screened.folder / "stdout").read_text().splitlines()[:12])) <= 80
     folder = screened.run_folders()[-1]
     for name in ("report.md", "report.html"):
-        assert "Screened before the contest" in (folder / name).read_text()
+        assert "slow: screened out: " in (folder / name).read_text()
     by_name = {row["option"]: row for row in csv.DictReader(io.StringIO((folder / "ranking.csv").read_text()))}
     assert by_name["slow"]["status"] == "screened_out"
     assert by_name["slow"]["tokens_per_second"] == ""

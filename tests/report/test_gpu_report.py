@@ -160,14 +160,14 @@ def test_a_share_above_one_is_withheld_in_every_report() -> None:
 def test_the_rules_stand_under_how_it_was_measured() -> None:
     text = section(report(*make_run([{}] * 3, meters={"memory_interval_seconds": 0.02})), "How it was measured")
     assert markdown(GPU_STATE_RULE) in text
-    assert "It is read from the boards' energy counters" in text
+    assert "Energy is what the GPUs' energy counters" in text
     assert "their memory every 0.02 s and all else every 0.1 s" in text
 
 
 def test_costs_with_their_prices() -> None:
     suite, records = make_run([{}] * 3, cost={"usd_per_gpu_hour": 2.0})
     text = section(report(suite, records), "Cost")
-    assert "Prices: 2.00 USD per GPU and hour. Cost is the rent" in text
+    assert "Prices: 2.00 USD per GPU and hour. Cost = GPUs x hours" in text
     # 1e9 tokens at 101 tokens/s (geometric means over seeds) at 2 USD an hour; 12.5 s of the job.
     assert f"| fp32 | {2e9 / 3600 / (100 * 101 * 102) ** (1 / 3):,.2f} USD | 0.00694 USD |" in text
     assert "## Cost" not in report(*make_run([{}] * 3))

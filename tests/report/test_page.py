@@ -210,7 +210,7 @@ def test_the_method_names_the_thresholds_of_what_was_measured() -> None:
     text = page(make_suite("fp32", BF16, decide={"constraints": []}), records)
     assert "as a share: tokens_per_second 0.01" in text
     assert "bleu 0.01" not in text
-    assert "One family of 1 test was declared" in text
+    assert "by 1 test in all" in text
     assert "(3 seeds; one test, with its 96% interval.)" in text
 
 
