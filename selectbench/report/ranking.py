@@ -449,7 +449,9 @@ def same_job(ranking: Ranking, *, states_conventions: bool = False) -> list[str]
 
 
 def _difference(ranking: Ranking, rows: Sequence[Row]) -> str:
-    who = one_line(rows[0].option) if len(rows) == 1 else "every other row"
+    is_part = any(row.identity.comparable is False for row in ranking.rows)
+    every = "every other comparable row" if is_part else "every other row"
+    who = one_line(rows[0].option) if len(rows) == 1 else every
     references = _united(row.identity.compared_with for row in rows)
     against = f"{who} differs from {listed([one_line(name) for name in references])}"
     fields = _united(row.identity.differs_as_declared for row in rows)
