@@ -228,12 +228,11 @@ def _handles(slurm: SlurmRun) -> str:
 def _attend(slurm: SlurmRun, as_json: bool) -> NoReturn:
     """Show a run under Slurm until it is over, then its result."""
     from selectbench.errors import ExitCode
-    from selectbench.launch.display import rounds_shown
+    from selectbench.launch.display import make_display
     from selectbench.launch.run import attend
 
     try:
-        with rounds_shown(_console(stderr=True)) as show:
-            result = attend(slurm, show, _notify)
+        result = attend(slurm, make_display(_console(stderr=True)), _notify)
     except KeyboardInterrupt:
         _notify(f"the run goes on: {_handles(slurm)}")
         raise typer.Exit(ExitCode.INTERRUPTED) from None

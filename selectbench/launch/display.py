@@ -27,7 +27,6 @@ from rich.text import Text
 from selectbench import units
 from selectbench.analysis.metrics import finite, tokens_per_second
 from selectbench.errors import UserError
-from selectbench.launch.site import Round, seconds_left
 from selectbench.record.record import Completed, Failed, has_ended
 from selectbench.record.run_folder import RECORDS_FILE
 from selectbench.record.wire import Evaluating, Phase, Progress
@@ -328,7 +327,7 @@ def picture(run: Display, width: int, height: int) -> RenderableType:
     runs = [run.runs[lane] for lane in sorted(run.runs)]
     each = [(f"{r.name()}: {r.figures()}",) if run.lanes > 1 else (r.name(), r.figures()) for r in runs]
     lines = [*(_cut(line, width) for one in each for line in one), _bar(run, width)]
-    room = height - _LINES_BESIDE_OPTIONS - max(0, run.lanes - 2)
+    room = height - _LINES_BESIDE_OPTIONS - max(0, len(runs) - 2)
     if room < 1:
         return Group(*lines)
     # All options, or those around the running one in the suite's order.
@@ -584,37 +583,3 @@ def _answer(console: Console, question: str) -> str:
     if not line:
         raise UserError("nobody answered: --reuse shows the run that there is, --fresh runs anew")
     return line.decode(errors="replace").strip().lower()
-
-
-# A run under Slurm, which other machines run.
-
-
-@contextmanager
-def rounds_shown(console: Console) -> Iterator[Callable[[Sequence[Round]], None]]:
-    """What shows how far the rounds are: a table on a terminal, else a line for each that has got further."""
-    if console.is_terminal:
-        with Live(console=console, refresh_per_second=2) as live:
-            yield lambda rounds: live.update(_rounds_table(rounds))
-        return
-    told: dict[int, str] = {}
-
-    def show(rounds: Sequence[Round]) -> None:
-        for one in rounds:
-            line = f"round {one.number} (seed {one.seed}): {one.state}, {one.done} of {one.of} trials"
-            if told.get(one.number) != line:
-                told[one.number] = line
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    yield show
-
-
-def _rounds_table(rounds: Sequence[Round]) -> RenderableType:
-    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
-    rows = [(str(one.number), str(one.seed), f"{one.done} of {one.of}", one.state, one.last) for one in rounds]
-    for heading, column in zip(("round", "seed", "trials", "job"), zip(*rows, strict=True), strict=False):
-        table.add_column(heading, no_wrap=True, min_width=max(map(len, (heading, *column))))
-    table.add_column("says", no_wrap=True, overflow="ellipsis", ratio=1)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    left, done, of = seconds_left(rounds), sum(one.done for one in rounds), sum(one.of for one in rounds)
-    return Group(table, Text(f"{done} of {of} trials" + (f", about {units.duration(left)} left" if left else "")))

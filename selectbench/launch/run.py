@@ -60,6 +60,7 @@ from selectbench.launch.site import (
     limit_problems,
     read_site,
     run_under_slurm,
+    states,
     this_node,
     watch,
 )
@@ -263,16 +264,36 @@ def _with_more_rounds(request: Request, suite: Suite) -> SlurmRun:
     return SlurmRun(run.folder)
 
 
-def attend(run: SlurmRun, show: Callable[[Sequence[Round]], None], notify: Notify) -> Result | None:
+def attend(run: SlurmRun, display: Display, notify: Notify) -> Result | None:
     """Show a run under Slurm until nothing of it runs or waits, then its report; None: nothing has come of it.
 
     Raises UserError, and KeyboardInterrupt of a person who has seen enough: the run goes on then.
     """
-    rounds = watch(run, show)
+    planned = [trial for trials in run.planned.values() for trial in trials]
+    display.run_started(run.folder.parent.name, Counter(option for option, _ in planned), {})
+    told: set[tuple[str, int]] = set()
+    said = ""
+
+    def show(rounds: Sequence[Round]) -> None:
+        nonlocal said
+        display.lanes = max(1, sum(one.task is not None and one.task.state == "RUNNING" for one in rounds))
+        if said != (said := states(rounds)):
+            display.note(said)
+        for record in (record for one in rounds for record in one.ended):
+            trial = record.trial.option, record.trial.seed
+            if trial not in told:
+                told.add(trial)
+                display.trial_ended(*trial, record.outcome, record.wall_seconds)
+        display.tick()
+
+    try:
+        rounds = watch(run, show)
+    finally:
+        display.close()
     run.gather()
     if missing := [one for one in rounds if not one.is_complete]:
         for one in missing[:5]:
-            last = f": {one.last}" if one.last else ""
+            last = f": {words}" if (words := run.last_said(one.number)) else ""
             notify(f"round {one.number} (seed {one.seed}) is not complete, {one.done} of {one.of} trials{last}")
         notify("the same `selectbench run` line has Slurm run what is missing")
     if not (run.folder / SUITE).is_file() or not (run.folder / RECORDS_FILE).is_file():

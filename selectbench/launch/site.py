@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
@@ -34,7 +33,7 @@ from selectbench.errors import UserError, did_you_mean
 from selectbench.gpu.devices import Gpu, sheet_name
 from selectbench.launch.trial import log_tail
 from selectbench.machine import Machine
-from selectbench.record.record import has_ended
+from selectbench.record.record import Record, has_ended
 from selectbench.record.run_folder import (
     ENVIRONMENT,
     LATEST,
@@ -348,15 +347,17 @@ class Round:
 
     number: int
     seed: int
-    done: int
-    """Of `of` trials."""
+    ended: Sequence[Record]
+    """Of its trials those that have their outcome."""
     of: int
+    """Trials in all."""
     task: Task | None
     """None: Slurm has none of it."""
-    last: str
-    """What its job said last."""
-    trial_seconds: float | None
-    """That its trials have taken, on average; None: none has ended."""
+
+    @property
+    def done(self) -> int:
+        """Trials that have their outcome."""
+        return len(self.ended)
 
     @property
     def is_complete(self) -> bool:
@@ -392,40 +393,36 @@ class SlurmRun:
         return self.own / SUITE
 
     @cached_property
-    def _planned(self) -> dict[int, set[tuple[str, int]]]:
+    def planned(self) -> dict[int, list[tuple[str, int]]]:
         """Options and seed of each round."""
         suite = plain_suite(self.own)
         every = planned_trials(self.folder, suite)
-        return {number: {one for one in every if one[1] == seed} for number, seed in enumerate(suite["seeds"])}
+        return {number: [one for one in every if one[1] == seed] for number, seed in enumerate(suite["seeds"])}
 
     def round_folder(self, number: int) -> Path:
         """Which its job alone writes."""
         return self.folder / ROUNDS / str(number)
 
-    def ended_trials(self, number: int) -> dict[tuple[str, int], float]:
-        """Of a round, those that have their outcome, by option and seed, and the seconds that they took.
-
-        Raises UserError.
-        """
+    def ended_trials(self, number: int) -> list[Record]:
+        """Of a round, the records of those that have their outcome, in the suite's order. Raises UserError."""
         last = last_attempts(read_records(self.round_folder(number) / RECORDS_FILE)[0]).values()
         ended = {
-            (r.trial.option, r.trial.seed): r.wall_seconds for r in last
-            if r.phase == "contest" and has_ended(r.outcome)
+            (r.trial.option, r.trial.seed): r for r in last if r.phase == "contest" and has_ended(r.outcome)
         }  # fmt: skip
-        return {trial: ended[trial] for trial in self._planned[number] & ended.keys()}
+        return [ended[trial] for trial in self.planned[number] if trial in ended]
 
     def rounds(self) -> list[Round]:
         """How far each is. Raises UserError."""
         tasks = self._tasks()
-        found = []
-        for number, planned in self._planned.items():
-            seed = next(iter(planned))[1]
-            ended = self.ended_trials(number)
-            took = fmean(ended.values()) if ended else None
-            said = reversed(log_tail(self.round_folder(number) / "job.log").splitlines())
-            last = next((one_line(line, 200) for line in said if line.strip()), "")
-            found.append(Round(number, seed, len(ended), len(planned), tasks.get(number), last, took))
-        return found
+        return [
+            Round(number, planned[0][1], self.ended_trials(number), len(planned), tasks.get(number))
+            for number, planned in self.planned.items()
+        ]
+
+    def last_said(self, number: int) -> str:
+        """The last line of a round's log; '': there is none."""
+        said = reversed(log_tail(self.round_folder(number) / "job.log").splitlines())
+        return next((one_line(line, 200) for line in said if line.strip()), "")
 
     @property
     def jobs(self) -> list[str]:
@@ -484,8 +481,8 @@ class SlurmRun:
 
     def enter(self, number: int, suite: Suite, environment: Mapping[str, Any], first: Mapping[str, Any]) -> Path:
         """The folder of the round that this job runs; `first`: what `begun` says. Raises UserError."""
-        if number not in self._planned:
-            raise UserError(f"--round {number}: {self.folder} has rounds 0 to {len(self._planned) - 1}")
+        if number not in self.planned:
+            raise UserError(f"--round {number}: {self.folder} has rounds 0 to {len(self.planned) - 1}")
         folder = self.round_folder(number)
         with writing(self.folder), contextlib.suppress(FileExistsError):
             (self.folder / TRIALS).mkdir(exist_ok=True)
@@ -511,7 +508,7 @@ class SlurmRun:
     def _all_records(self) -> bytes:
         """Those of a round whose folder is gone, as of a run that was kept, stay as they are."""
         of_rounds = [
-            line for number in self._planned
+            line for number in self.planned
             for line in _content(self.round_folder(number) / RECORDS_FILE).splitlines()
         ]  # fmt: skip
         known = set(of_rounds)
@@ -583,14 +580,18 @@ def run_under_slurm(site: Site, suite: Suite, own_code: str | None, results: Pat
     return SlurmRun(folder)
 
 
-def seconds_left(rounds: Sequence[Round]) -> float | None:
-    """Until all trials have ended at the pace of those that have, on as many nodes as run now; None: not known."""
-    known = [one.trial_seconds for one in rounds if one.trial_seconds is not None]
-    running = [one for one in rounds if one.task is not None and one.task.state == "RUNNING"]
-    if not known or not running:
-        return None
-    longest = max(one.of - one.done for one in running)
-    return fmean(known) * max(longest, sum(one.of - one.done for one in rounds) / len(running))
+def states(rounds: Sequence[Round]) -> str:
+    """`round 0: runs on n1; rounds 1 to 3: waits (for another round)`."""
+    alike: dict[str, list[int]] = {}
+    for one in rounds:
+        alike.setdefault(one.state, []).append(one.number)
+    parts = []
+    for state, numbers in alike.items():
+        first, last = numbers[0], numbers[-1]
+        is_row = last - first == len(numbers) - 1 > 0
+        which = f"{first} to {last}" if is_row else ", ".join(map(str, numbers))
+        parts.append(f"round{'s' * (first < last)} {which}: {state}")
+    return "; ".join(parts)
 
 
 POLL_SECONDS, MOST_POLL_SECONDS = 1.0, 10.0

@@ -10,7 +10,7 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, KeysView
 from datetime import UTC, datetime
 from pathlib import Path
 from socket import gethostname
@@ -210,15 +210,16 @@ def plain_suite(folder: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", plain(read_document(folder / SUITE)))
 
 
-def planned_trials(folder: Path, suite: dict[str, Any]) -> set[tuple[str, int]]:
-    """Option and seed of each trial of the run's contest; `suite` as `plain_suite` reads it. Raises UserError."""
+def planned_trials(folder: Path, suite: dict[str, Any]) -> KeysView[tuple[str, int]]:
+    """Options and seeds of the contest's trials, in order; `suite` as `plain_suite` reads it. Raises UserError."""
     screened_out: set[str] = set()
     with contextlib.suppress(UserError, KeyError, TypeError):
         rows = read_json(folder / RANKING)["rows"]
         screened_out = {row["option"] for row in rows if row["status"] == "screened_out"}
     try:
-        options = {*suite["options"], *([CONTROL] if suite.get("control") else [])} - screened_out
-        return {(option, seed) for option in options for seed in suite["seeds"]}
+        options = [*suite["options"], *([CONTROL] if suite.get("control") else [])]
+        ran = [option for option in options if option not in screened_out]
+        return dict.fromkeys((option, seed) for seed in suite["seeds"] for option in ran).keys()
     except (KeyError, TypeError):
         raise UserError(f"{SUITE}: cannot be read: its options and seeds are not whole") from None
 

@@ -26,7 +26,7 @@ from launch.slurm_nodes import NEEDED, NODES, Slurm, two_nodes, why_not
 
 from selectbench.errors import UserError
 from selectbench.launch.preparation import Request, resolve
-from selectbench.launch.site import Round, SlurmRun, Task, attached, read_site
+from selectbench.launch.site import Round, SlurmRun, Task, attached, read_site, states
 from selectbench.suite.load import load_suite
 
 SITE = """\
@@ -152,9 +152,14 @@ def test_a_run_is_named_as_the_newest_of_its_suite(tmp_path: Path, monkeypatch: 
 
 
 def test_what_waits_for_ever_says_what_to_do() -> None:
-    limit = Round(0, 0, 0, 2, Task("1_0", "PENDING", "PartitionNodeLimit"), "", None)
+    limit = Round(0, 0, [], 2, Task("1_0", "PENDING", "PartitionNodeLimit"))
     assert "cancel it, and change `nodes`, `time` or `partition`" in limit.state
-    assert replace(limit, task=Task("1_0", "PENDING", "Resources")).state == "waits (for free nodes)"
+    free = replace(limit, task=Task("1_0", "PENDING", "Resources"))
+    assert free.state == "waits (for free nodes)"
+    running = replace(limit, number=1, task=Task("1_1", "RUNNING", "n1"))
+    rounds = [free, running, *(replace(limit, number=number, task=None) for number in (2, 3))]
+    assert states(rounds) == "round 0: waits (for free nodes); round 1: runs on n1; rounds 2 to 3: not complete"
+    assert states([free, running, replace(free, number=2)]).startswith("rounds 0, 2: waits (for free nodes); ")
 
 
 def test_nodes_of_a_run_under_slurm_are_the_site_files(tmp_path: Path) -> None:
@@ -172,7 +177,9 @@ def test_four_rounds_on_two_nodes_are_one_run_that_trains_what_one_machine_train
     more = ("--extend", "@latest", "--seeds", "2,3")
     status, err = ended(site.start("run", "tiny.yaml", "--site", "site.yaml", *more))
     assert status == 0, err
-    assert "round 3 (seed 3): complete, 2 of 2 trials" in err
+    assert "rounds 0 to 3: complete" in err
+    assert err.count(": completed, ") == 8
+    assert "; 8 of 8 done" in err
     (run,) = site.run_folders()
     records = site.records()
     assert [(r["round"], r["trial"]["seed"]) for r in records] == [(n, n) for n in range(4) for _ in range(2)]
@@ -226,11 +233,12 @@ def test_a_run_is_detached_from_looked_at_and_cancelled_and_goes_on(site: Site) 
     until(lambda: all(trials_on(site, node) for node in NODES))
     looking = site.start("attach", str(site.run))
     assert looking.stderr is not None
+    assert looking.stderr.readline() == "tiny: 8 trials\n"
     said = looking.stderr.readline()  # it has looked
     looking.send_signal(signal.SIGINT)
     status, err = ended(looking)
     assert (status, "the run goes on" in err) == (130, True), err
-    assert "round 0 (seed 0): runs on n" in said
+    assert "round 0: runs on n" in said
     again = site.call("run", "tiny.yaml", "--site", "site.yaml", "--detach", *LONG)
     assert "Slurm has all rounds that are not complete already" in again.stderr
     cancelled = site.call("cancel", str(site.run))
