@@ -9,7 +9,7 @@ from selectbench.analysis import metrics
 from selectbench.analysis.result import Arithmetic, DeviceMemory, GpuRow, MemoryByRank, Scaling, TrialState, Unknown
 from selectbench.analysis.summary import LEFT_SHARE_TOLERATED, Summary, centre, mean
 from selectbench.choices import Choices
-from selectbench.planning.memory import expected
+from selectbench.planning.memory import expected_states
 from selectbench.record.record import Failed, GpuMeters, Identity, RankMemory
 
 # What a row says of its ranks: how many, the memory of each, how speed grew with them.
@@ -66,7 +66,7 @@ def memory_by_rank(summary: Summary) -> MemoryByRank | None:
     identity, choices = next(iter(_identities(summary)), None), summary.option.choices
     states = None
     if isinstance(choices, Choices) and identity is not None:
-        states = expected(choices, identity.parameters, identity.world_size)
+        states = expected_states(choices, identity.parameters, identity.world_size)
 
     def peak(rank: RankMemory) -> int | None:
         allocated = metrics.with_managed_state(rank.peak_memory_allocated_bytes, rank)

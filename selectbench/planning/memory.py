@@ -22,17 +22,17 @@ from selectbench.suite.suite import Option, Suite
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def entries_of(job: Job, prepared: Prepared | None) -> int | None:
-    """Of the vocabulary that the data come in; those asked for where they are not prepared. None: not known yet."""
+def vocabulary_size(job: Job, prepared: Prepared | None) -> int | None:
+    """Tokens of the data's vocabulary; the requested number where they are not prepared. None: not known yet."""
     if prepared is not None:
         return prepared.vocab_size
     return job.data.vocabulary or (job.tokenizer.most_entries if job.tokenizer is not None else None)
 
 
-def vocab_size_of(suite: Suite, option: Option, prepared: Prepared | None) -> int | None:
+def embedding_rows(suite: Suite, option: Option, prepared: Prepared | None) -> int | None:
     """Rows of the option's embedding; None: not known yet. Raises UserError where the tokenizer has more."""
     job = suite.job_of(option)
-    if (entries := entries_of(job, prepared)) is None:
+    if (entries := vocabulary_size(job, prepared)) is None:
         return None
     try:
         return models.resolved_vocab_size(job.model, entries)
@@ -42,49 +42,49 @@ def vocab_size_of(suite: Suite, option: Option, prepared: Prepared | None) -> in
 
 
 def config_of(model: models.AnyModel, vocab_size: int | None, seq_len: int) -> dict[str, Any] | None:
-    """The keys by which transformers builds the model; None: own code, or nobody can tell yet."""
+    """The configuration by which transformers builds the model; None: own code, or not known yet."""
     if isinstance(model, models.OwnModel):
         return None
     if isinstance(model, models.PretrainedModel):
-        found = configuration_of(model)
+        config = configuration_of(model)
     else:
-        found = None if vocab_size is None else model.transformers_config(vocab_size, seq_len)
-    return found if found is None or model.is_random else models.without_randomness(found)
+        config = None if vocab_size is None else model.transformers_config(vocab_size, seq_len)
+    return config if config is None or model.is_random else models.without_randomness(config)
 
 
-# What of a model its memory follows from: its matrices, and what each token leaves behind for the backward pass.
+# The sizes from which a model's memory follows: its matrices, and what each token saves for the backward pass.
 #
 # By families of transformers, from the keys of their configurations; counted on the tensors that autograd saves,
-# and held against them by a test. Kernels that keep no attention scores (flash, memory-efficient) are the rule.
+# and compared with them by a test. Kernels that keep no attention scores (flash, memory-efficient) are the rule.
 
 
 Config = Mapping[str, Any]
 FORMULA_ACTIVATIONS = frozenset({"gelu_new", "gelu_fast", "gelu_python", "gelu_python_tanh", "quick_gelu"})
-"""Written out in Python by transformers: autograd keeps their parts."""
-_PARTS = 3
-"""So many more times the layer's width, in fp32, as autocast raises to a power in fp32."""
-_NORMS_OF_HEADS = frozenset({"qwen3", "gemma3_text"})
-"""Families that norm queries and keys too."""
+"""Activations that transformers writes out in Python: autograd keeps their intermediate results."""
+_FORMULA_PARTS = 3
+"""How many such results they keep, each of the layer's width; in fp32, as autocast raises to a power in fp32."""
+_NORM_PER_HEAD = frozenset({"qwen3", "gemma3_text"})
+"""Families that also normalise queries and keys."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """Elements that one token leaves behind, by what they are kept in."""
+    """Elements that one token saves for the backward pass, by their dtype."""
 
     full: float = 0.0
-    """In fp32 in every precision: what norms and softmaxes compute in."""
+    """Elements in fp32 in every precision, as norms and softmaxes compute in it."""
     residual: float = 0.0
-    """In the dtype of the weights, as the stream between the blocks has it."""
+    """Elements in the dtype of the weights, which the residual stream has."""
     compute: float = 0.0
-    """In the dtype of the matrix products."""
+    """Elements in the dtype of the matrix products."""
     masks: float = 0.0
-    """In a byte: which elements dropout kept."""
+    """Bytes of dropout masks."""
 
     def __add__(self, other: Saved) -> Saved:
         return Saved(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
     def bytes_in(self, weights: int, products: int) -> float:
-        """With so many bytes for an element of the weights and of the products."""
+        """Bytes, where an element of the weights and one of the products have so many."""
         return 4 * self.full + weights * self.residual + products * self.compute + self.masks
 
 
@@ -94,78 +94,78 @@ class Stack:
 
     blocks: int
     saved: Saved
-    """Of a token in one block."""
+    """What one block saves for a token."""
     width: int
-    """Of the stream between the blocks: what a token leaves behind where a block is computed again."""
+    """Width of the residual stream, which a token saves where a block is computed again."""
     matrices: Sequence[tuple[int, int]]
     """Sides of the matrices of one block, input first."""
 
     @property
     def parameters(self) -> int:
-        """Of the matrices of all blocks."""
+        """Parameters of the matrices of all blocks."""
         return self.blocks * sum(a * b for a, b in self.matrices)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A model; every sequence is as long on either side, where it has two."""
+    """A model's matrices and saved elements; source and target are equally long, where it has both."""
 
     stacks: Sequence[Stack]
     outside: Saved
-    """Of a token, outside the blocks and without the logits."""
+    """What a token saves outside the blocks, without the logits."""
     embedding: int
-    """Parameters of what tokens and positions are looked up in."""
+    """Parameters of the embeddings of tokens and positions."""
     head: int
-    """Of the matrix that makes logits, tied or not."""
+    """Parameters of the matrix that computes logits, tied or not."""
     is_tied: bool
-    """Whether that is one of the former."""
+    """Whether that matrix is the embedding of tokens."""
     vocab_size: int
 
     @property
     def matrix_parameters(self) -> int:
-        """Of all matrix products, the head's among them."""
+        """Parameters of all matrix products, with the head's."""
         return self.head + sum(stack.parameters for stack in self.stacks)
 
     @property
     def parameters(self) -> int:
-        """Of the whole, but for biases and norms; tied ones once."""
+        """Parameters of the model without biases and norms, tied ones once."""
         return self.embedding + self.matrix_parameters - self.head * self.is_tied
 
     @property
     def embeddings(self) -> int:
-        """Of those, in what tokens and positions are looked up in, and in the head."""
+        """Parameters of the embeddings and the head, tied ones once."""
         return self.embedding + self.head * (not self.is_tied)
 
 
 @dataclass(frozen=True)
 class Regime:
-    """How the model is run, as far as it changes what is kept."""
+    """How the model is run, as far as it changes what is saved."""
 
     seq_len: int
     autocast: bool
-    """Whether products run in less than the weights: each has a copy of its input."""
+    """Whether products run in less precision than the weights: each has a copy of its input."""
     half: bool
-    """Whether they run in 16 bits."""
+    """Whether products run in 16 bits."""
     eager: bool
     """Whether attention keeps its scores."""
 
     def scores(self, heads: int) -> Saved:
-        """Of a token in one attention: the softmax in fp32, and the weights in the products' dtype."""
-        kept = float(heads * self.seq_len) if self.eager else 0.0
-        return Saved(full=kept, compute=kept if self.half else 0.0)
+        """What one attention saves for a token: the softmax in fp32, and the weights in the products' dtype."""
+        elements = float(heads * self.seq_len) if self.eager else 0.0
+        return Saved(full=elements, compute=elements if self.half else 0.0)
 
 
 def size_of(
     model: models.AnyModel, vocab_size: int | None, seq_len: int, entries: int | None = None
 ) -> Layout | None:
-    """As `layout_of`; `entries`: with so many rows in place of its own; None: the model is not known here."""
+    """The model's layout, with `entries` rows of the embedding if given; None: the model is not known here."""
     config = config_of(model, vocab_size, seq_len)
-    own = config if config is None or entries is None else {**config, "vocab_size": entries}
-    return None if own is None else layout_of(own, Regime(seq_len, autocast=False, half=False, eager=False))
+    reduced = config if config is None or entries is None else {**config, "vocab_size": entries}
+    return None if reduced is None else layout_of(reduced, Regime(seq_len, autocast=False, half=False, eager=False))
 
 
 def layout_of(config: Config, regime: Regime) -> Layout | None:
-    """Of the model of a configuration, as transformers has it; None: its kind is not known here."""
+    """The layout of the model that transformers builds from a configuration; None: its family is not known here."""
     families = {
         _gpt2: "n_embd" in config, _bert: str(config.get("model_type")) in models.ENCODERS, _t5: "d_ff" in config,
         _bart: "encoder_ffn_dim" in config, _llama: True,
@@ -181,103 +181,103 @@ def layout_of(config: Config, regime: Regime) -> Layout | None:
 def _activation(config: Config, inner: int) -> Saved:
     names = (config.get(key) for key in ("activation_function", "hidden_act", "dense_act_fn"))
     name = next((name for name in names if name is not None), "gelu_new" if "n_embd" in config else None)
-    return Saved(full=_PARTS * inner if name in FORMULA_ACTIVATIONS else 0.0)
+    return Saved(full=_FORMULA_PARTS * inner if name in FORMULA_ACTIVATIONS else 0.0)
 
 
 def _dropout(config: Config, elements: float) -> Saved:
-    """The masks of so many elements, where there is any dropout."""
+    """Dropout masks of so many elements; none where the model has no dropout."""
     keys = ("resid_pdrop", "hidden_dropout_prob", "dropout", "dropout_rate")
     return Saved(masks=elements if any((config.get(key) or 0) > 0 for key in keys) else 0.0)
 
 
 def _gpt2(c: Config, regime: Regime) -> Layout:
-    """Two layer norms, one product for query, key and value, and two around the activation."""
-    wide, heads, inner = c["n_embd"], c["n_head"], c.get("n_inner") or 4 * c["n_embd"]
-    saved = Saved(full=4 + heads, residual=2 * wide, compute=6 * wide + 2 * inner)
-    saved += regime.scores(heads) + _activation(c, inner) + _dropout(c, 2 * wide)
-    stack = Stack(c["n_layer"], saved, wide, [(wide, 3 * wide), (wide, wide), (wide, inner), (inner, wide)])
-    outside = Saved(full=2, residual=wide, compute=wide) + _dropout(c, wide)
+    """A decoder with two layer norms, one product for query, key and value, and two around the activation."""
+    width, heads, inner = c["n_embd"], c["n_head"], c.get("n_inner") or 4 * c["n_embd"]
+    saved = Saved(full=4 + heads, residual=2 * width, compute=6 * width + 2 * inner)
+    saved += regime.scores(heads) + _activation(c, inner) + _dropout(c, 2 * width)
+    stack = Stack(c["n_layer"], saved, width, [(width, 3 * width), (width, width), (width, inner), (inner, width)])
+    outside = Saved(full=2, residual=width, compute=width) + _dropout(c, width)
     rows, positions = c["vocab_size"], c.get("n_positions", regime.seq_len)
-    return Layout([stack], outside, (rows + positions) * wide, rows * wide, _is_tied(c), rows)
+    return Layout([stack], outside, (rows + positions) * width, rows * width, _is_tied(c), rows)
 
 
 def _llama(c: Config, regime: Regime) -> Layout:
-    """RMS norms, which compute in fp32, rotated queries and keys, and a gate beside the feed-forward layer."""
-    wide, heads, inner = c["hidden_size"], c["num_attention_heads"], _inner_of(c)
-    head = c.get("head_dim") or wide // heads
+    """A decoder with RMS norms, which compute in fp32, rotated queries and keys, and a gated feed-forward layer."""
+    width, heads, inner = c["hidden_size"], c["num_attention_heads"], _inner_of(c)
+    head = c.get("head_dim") or width // heads
     queries, keys = heads * head, (c.get("num_key_value_heads") or heads) * head
     inputs = 5 if regime.autocast else 2
     shared = queries - keys if regime.eager else 0  # keys and values are repeated for the heads that share them
     saved = Saved(
-        full=2 * wide + 2 + heads, residual=2 * wide,
-        compute=inputs * wide + 2 * queries + 2 * (keys + shared) + 4 * inner,
+        full=2 * width + 2 + heads, residual=2 * width,
+        compute=inputs * width + 2 * queries + 2 * (keys + shared) + 4 * inner,
     ) + regime.scores(heads)  # fmt: skip
-    if str(c.get("model_type")) in _NORMS_OF_HEADS:
+    if str(c.get("model_type")) in _NORM_PER_HEAD:
         saved += Saved(full=queries + keys, residual=queries + keys)
-    matrices = [(wide, queries), (wide, keys), (wide, keys), (queries, wide), *[(wide, inner)] * 2, (inner, wide)]
+    matrices = [(width, queries), *[(width, keys)] * 2, (queries, width), *[(width, inner)] * 2, (inner, width)]
     rows = c["vocab_size"]
-    outside = Saved(full=wide + 1, residual=wide, compute=wide)
-    stack = Stack(c["num_hidden_layers"], saved, wide, matrices)
-    return Layout([stack], outside, rows * wide, rows * wide, c.get("tie_word_embeddings", False), rows)
+    outside = Saved(full=width + 1, residual=width, compute=width)
+    stack = Stack(c["num_hidden_layers"], saved, width, matrices)
+    return Layout([stack], outside, rows * width, rows * width, c.get("tie_word_embeddings", False), rows)
 
 
 def _bert(c: Config, regime: Regime) -> Layout:
-    """Layer norms after the sums; an encoder whose head is a layer of its own before the embedding."""
-    wide, heads, inner = c["hidden_size"], c["num_attention_heads"], _inner_of(c)
+    """An encoder with layer norms after the sums, whose head is another layer before the embedding."""
+    width, heads, inner = c["hidden_size"], c["num_attention_heads"], _inner_of(c)
     inputs = 8 if regime.autocast else 6
-    saved = Saved(full=4 + heads, residual=2 * wide, compute=inputs * wide + 2 * inner)
-    saved += regime.scores(heads) + _activation(c, inner) + _dropout(c, 2 * wide)
-    stack = Stack(c["num_hidden_layers"], saved, wide, [*[(wide, wide)] * 4, (wide, inner), (inner, wide)])
-    outside = Saved(full=4, residual=2 * wide, compute=4 * wide) + _dropout(c, wide)
+    saved = Saved(full=4 + heads, residual=2 * width, compute=inputs * width + 2 * inner)
+    saved += regime.scores(heads) + _activation(c, inner) + _dropout(c, 2 * width)
+    stack = Stack(c["num_hidden_layers"], saved, width, [*[(width, width)] * 4, (width, inner), (inner, width)])
+    outside = Saved(full=4, residual=2 * width, compute=4 * width) + _dropout(c, width)
     rows, positions = c["vocab_size"], c.get("max_position_embeddings", regime.seq_len)
-    return Layout([stack], outside, (rows + positions) * wide, (rows + wide) * wide, _is_tied(c), rows)
+    return Layout([stack], outside, (rows + positions) * width, (rows + width) * width, _is_tied(c), rows)
 
 
 def _t5(c: Config, regime: Regime) -> Layout:
-    """Llama's norms; the bias of the positions is learnt, so that attention over it keeps its weights."""
-    wide, heads, rows = c["d_model"], c["num_heads"], c["vocab_size"]
-    wide_heads, weights = heads * (c.get("d_kv") or wide // heads), float(heads * regime.seq_len)
+    """Encoder and decoder with Llama's norms; attention keeps its weights, as positions have a learnt bias."""
+    width, heads, rows = c["d_model"], c["num_heads"], c["vocab_size"]
+    heads_width, weights = heads * (c.get("d_kv") or width // heads), float(heads * regime.seq_len)
     # What the feed-forward layer activates is cast to the weights' dtype and back.
     inner, is_gated = c["d_ff"], str(c.get("feed_forward_proj")).startswith("gated")
     copies, masks = (2 if regime.autocast else 1) + (3 if is_gated else 0), _dropout(c, c["d_ff"])
-    forward = Saved(compute=copies * inner + masks.masks) + masks
+    feed_forward = Saved(compute=copies * inner + masks.masks) + masks
     if is_gated:
-        forward += _activation(c, inner)
-    matrices = [*[(wide, inner)] * (2 if is_gated else 1), (inner, wide)]
-    inputs, theirs = (4, 7) if regime.autocast else (2, 3)
-    encoder = Saved(full=2 * wide + 2 + weights, residual=2 * wide, compute=inputs * wide + 4 * wide_heads)
-    encoder += forward + _dropout(c, 2 * wide)
-    decoder = Saved(3 * wide + 3 + weights, 3 * wide, compute=theirs * wide + 8 * wide_heads + weights)
-    decoder += forward + regime.scores(heads) + _dropout(c, 3 * wide)
-    attention = [(wide, wide_heads)] * 3 + [(wide_heads, wide)]
+        feed_forward += _activation(c, inner)
+    matrices = [*[(width, inner)] * (2 if is_gated else 1), (inner, width)]
+    encoder_inputs, decoder_inputs = (4, 7) if regime.autocast else (2, 3)
+    encoder = Saved(2 * width + 2 + weights, 2 * width, compute=encoder_inputs * width + 4 * heads_width)
+    encoder += feed_forward + _dropout(c, 2 * width)
+    decoder = Saved(3 * width + 3 + weights, 3 * width, compute=decoder_inputs * width + 8 * heads_width + weights)
+    decoder += feed_forward + regime.scores(heads) + _dropout(c, 3 * width)
+    attention = [(width, heads_width)] * 3 + [(heads_width, width)]
     layers = c["num_layers"]
     stacks = [
-        Stack(layers, encoder, wide, [*attention, *matrices]),
-        Stack(c.get("num_decoder_layers") or layers, decoder, wide, [*attention * 2, *matrices]),
+        Stack(layers, encoder, width, [*attention, *matrices]),
+        Stack(c.get("num_decoder_layers") or layers, decoder, width, [*attention * 2, *matrices]),
     ]
-    outside = Saved(full=2 * wide + 2, residual=2 * wide, compute=2 * wide) + _dropout(c, 4 * wide)
-    return Layout(stacks, outside, rows * wide, rows * wide, _is_tied(c), rows)
+    outside = Saved(full=2 * width + 2, residual=2 * width, compute=2 * width) + _dropout(c, 4 * width)
+    return Layout(stacks, outside, rows * width, rows * width, _is_tied(c), rows)
 
 
 def _bart(c: Config, regime: Regime) -> Layout:
-    """Layer norms after the sums; padding is hidden by a mask of its own in every attention."""
-    wide, rows = c["d_model"], c["vocab_size"]
-    attention = [(wide, wide)] * 4
+    """Encoder and decoder with layer norms after the sums, and a mask of the padding in every attention."""
+    width, rows = c["d_model"], c["vocab_size"]
+    attention = [(width, width)] * 4
 
     def stack(side: str, attentions: int, inputs: int) -> Stack:
         inner, heads = c[f"{side}_ffn_dim"], c[f"{side}_attention_heads"]
-        saved = _activation(c, inner) + _dropout(c, (attentions + 1) * wide) + regime.scores(attentions * heads)
+        saved = _activation(c, inner) + _dropout(c, (attentions + 1) * width) + regime.scores(attentions * heads)
         saved += Saved(
-            full=2 * (attentions + 1) + attentions * heads, residual=(attentions + 1) * wide,
-            compute=(inputs + 3 * attentions) * wide + 2 * inner + regime.seq_len,
+            full=2 * (attentions + 1) + attentions * heads, residual=(attentions + 1) * width,
+            compute=(inputs + 3 * attentions) * width + 2 * inner + regime.seq_len,
         )  # fmt: skip
-        matrices = [*attention * attentions, (wide, inner), (inner, wide)]
-        return Stack(c[f"{side}_layers"], saved, wide, matrices)
+        matrices = [*attention * attentions, (width, inner), (inner, width)]
+        return Stack(c[f"{side}_layers"], saved, width, matrices)
 
     stacks = [stack("encoder", 1, 5 if regime.autocast else 3), stack("decoder", 2, 9 if regime.autocast else 5)]
-    outside = Saved(full=4, residual=2 * wide, compute=2 * wide) + _dropout(c, 2 * wide)
+    outside = Saved(full=4, residual=2 * width, compute=2 * width) + _dropout(c, 2 * width)
     positions = 2 * c.get("max_position_embeddings", regime.seq_len)
-    return Layout(stacks, outside, (rows + positions) * wide, rows * wide, _is_tied(c), rows)
+    return Layout(stacks, outside, (rows + positions) * width, rows * width, _is_tied(c), rows)
 
 
 def _inner_of(c: Config) -> int:
@@ -290,7 +290,7 @@ def _is_tied(c: Config) -> bool:
 
 
 class ModelStates(NamedTuple):
-    """Bytes of one rank, where shards are equal, by the formulas of the literature.
+    """Bytes of one rank's model states, where shards are equal, by the formulas of the literature.
 
     Source: Rajbhandari et al. 2020, arXiv:1910.02054, figure 1 and section 5. With psi parameters over N ranks,
     mixed-precision Adam keeps 2 psi of parameters, 2 psi of gradients and 12 psi of optimizer state (fp32 master
@@ -301,34 +301,34 @@ class ModelStates(NamedTuple):
     parameters: float
     gradients: float
     optimizer_state: float
-    """Master weights among it."""
+    """Optimizer state with master weights."""
 
 
-def expected(choices: Choices, parameters: int, world_size: int) -> ModelStates | None:
-    """Of a rank that trains so many parameters; None: the size of the optimizer's state does not follow from it."""
-    updated, used = _weight_bytes(choices)
-    state, sharded = choices.optimizer.state_bytes(updated), choices.strategy.sharded()
+def expected_states(choices: Choices, parameters: int, world_size: int) -> ModelStates | None:
+    """Model states of a rank, for so many trained parameters; None: the optimizer's state has no such formula."""
+    updated_bytes, working_bytes = _weight_bytes(choices)
+    state, sharded = choices.optimizer.state_bytes(updated_bytes), choices.strategy.sharded()
     if state is None:
         return None
-    master = updated if choices.precision.working_dtype else 0
-    bytes_each = ModelStates(parameters=used, gradients=used, optimizer_state=master + state)
+    master = updated_bytes if choices.precision.working_dtype else 0
+    bytes_each = ModelStates(parameters=working_bytes, gradients=working_bytes, optimizer_state=master + state)
     ranks = (world_size if name in sharded else 1 for name in ModelStates._fields)
-    return ModelStates(*(each * parameters / n for each, n in zip(bytes_each, ranks, strict=True)))
+    return ModelStates(*(size * parameters / n for size, n in zip(bytes_each, ranks, strict=True)))
 
 
 def _weight_bytes(choices: Choices) -> tuple[int, int]:
-    """Of an element that the optimizer updates, and of one that the passes use."""
+    """Bytes of an element that the optimizer updates, and of one that the passes use."""
     precision = choices.precision
     return BYTES[precision.parameter_dtype], BYTES[precision.working_dtype or precision.parameter_dtype]
 
 
 LOSS_COPIES = 3
-"""In fp32, of the size of the logits, at the beginning of the backward pass: the log-softmax that the loss has
-kept, its gradient, and the logits' (torch's cross_entropy, which is log_softmax and nll_loss)."""
+"""Tensors of the logits' shape in fp32 when the backward pass begins: the log-softmax that the loss saved, its
+gradient, and the logits' (torch's cross_entropy, which is log_softmax and nll_loss)."""
 CONTEXT_BYTES = 600 << 20
-"""A CUDA context with its kernels, and the workspaces of cuBLAS; some hundred MiB by the driver and the GPU."""
+"""A CUDA context with its kernels and cuBLAS's workspaces; some hundred MiB, depending on driver and GPU."""
 COMMUNICATION_BYTES = 1 << 30
-"""NCCL's buffers and its own context, where there are several ranks."""
+"""NCCL's buffers and context, where there are several ranks."""
 FOUR_BITS = 0.53
 """Bytes of an element in NF4 with its quantised scales (Dettmers et al. 2023, arXiv:2305.14314: 4.127 bits)."""
 
@@ -337,17 +337,17 @@ class MemoryNeed(NamedTuple):
     """Bytes of one rank at the peak, which is the sum of these."""
 
     states: float
-    """Weights, gradients, optimizer state, and what a strategy keeps besides."""
+    """Weights, gradients, optimizer state, and what a strategy gathers."""
     activations: float
-    """What the backward pass needs, copies of the weights under autocast among it."""
+    """What is saved for the backward pass, with copies of the weights under autocast."""
     loss: float
-    """Beside them at the peak: the loss, or what a block computes on the way back."""
-    beside: float
+    """What the peak adds to them: the loss, or what a block computes in the backward pass."""
+    overhead: float
     """The CUDA context and the libraries'."""
 
 
 def memory_need(job: Job, choices: Choices, config: Mapping[str, Any], ranks: int) -> MemoryNeed | None:
-    """Of an option's job, whose model transformers builds from this configuration; None: it is not known here."""
+    """An option's memory need; `config`: of its model in transformers. None: the model is not known here."""
     autocast = choices.precision.autocast_dtype
     _, weights = _weight_bytes(choices)
     products = BYTES[autocast] if autocast else weights
@@ -359,46 +359,46 @@ def memory_need(job: Job, choices: Choices, config: Mapping[str, Any], ranks: in
     tokens = choices.micro_batch_size * job.seq_len
     recomputed = choices.activation_checkpointing.enabled
     copies = products * layout.matrix_parameters if autocast else 0
-    # Of a token: what is kept for the backward pass without the logits, and what a block takes while it is passed
-    # back: gradients of its widest layer, of what goes in and what comes out, and of the stream; where the block
-    # is computed again, all that it saves too.
-    kept, passed_back = layout.outside.bytes_in(weights, products), 0.0
+    # For a token: what is saved for the backward pass without the logits, and what a block takes in its backward
+    # pass: gradients of its widest layer's input and output and of the residual stream; where the block is
+    # computed again, also all that it saves.
+    saved_bytes, passed_back = layout.outside.bytes_in(weights, products), 0.0
     for stack in layout.stacks:
         saved = stack.saved.bytes_in(weights, products)
         gradients = 2 * products * max(max(sides) for sides in stack.matrices) + 4 * weights * stack.width
-        kept += stack.blocks * (stack.width * weights if recomputed else saved)
+        saved_bytes += stack.blocks * (stack.width * weights if recomputed else saved)
         passed_back = max(passed_back, gradients + (saved if recomputed else 0))
     accumulates = job.gradient_accumulation_steps(choices.micro_batch_size, ranks) > 1
     return MemoryNeed(
         states=_states(choices, layout, ranks, accumulates=accumulates),
-        activations=copies + tokens * kept,
+        activations=copies + tokens * saved_bytes,
         loss=max(LOSS_COPIES * 4.0 * tokens * layout.vocab_size, tokens * passed_back),
-        beside=CONTEXT_BYTES + (COMMUNICATION_BYTES if ranks > 1 else 0),
+        overhead=CONTEXT_BYTES + (COMMUNICATION_BYTES if ranks > 1 else 0),
     )
 
 
 def _states(choices: Choices, layout: Layout, ranks: int, *, accumulates: bool) -> float:
-    """What stays from micro-batch to micro-batch, and what the strategy gathers."""
+    """Bytes that stay from micro-batch to micro-batch, and those that the strategy gathers."""
     rank = getattr(choices.adaptation, "r", None)
     if rank is None:
         two_blocks = max(2 * stack.parameters / stack.blocks for stack in layout.stacks)
         outside = layout.parameters - sum(stack.parameters for stack in layout.stacks)
         rest = *_weight_bytes(choices), choices.precision.working_dtype is not None, ranks, accumulates
         gathered = float(choices.strategy.gathered_bytes(Weights(layout.parameters, outside + two_blocks, *rest)))
-        return _of_trained(choices, layout.parameters, ranks) + gathered
+        return _trained_bytes(choices, layout.parameters, ranks) + gathered
     additions = rank * sum(stack.blocks * (a + b) for stack in layout.stacks for a, b in stack.matrices)
     linear = sum(stack.parameters for stack in layout.stacks)
     element = FOUR_BITS if choices.adaptation.name == "qlora" else BYTES["float32"]
     frozen = element * linear + BYTES["float32"] * (layout.parameters - linear)
-    return frozen + _of_trained(choices, additions, ranks)
+    return frozen + _trained_bytes(choices, additions, ranks)
 
 
-def _of_trained(choices: Choices, parameters: int, ranks: int) -> float:
-    """An optimizer whose state is not known is taken for AdamW, which keeps most of those that are."""
+def _trained_bytes(choices: Choices, parameters: int, ranks: int) -> float:
+    """Bytes of so many trained parameters; an optimizer of unknown state counts as AdamW, which keeps most."""
     like_adamw = choices.model_copy(update={"optimizer": AdamW(lr=1.0)})
-    found = expected(choices, parameters, ranks) or expected(like_adamw, parameters, ranks)
-    assert found is not None
+    states = expected_states(choices, parameters, ranks) or expected_states(like_adamw, parameters, ranks)
+    assert states is not None
     offloaded = getattr(choices.strategy, "offload_optimizer", False)
     # Gradients are accumulated in the dtype of what is updated, though half as large in the backward pass.
     updated, used = _weight_bytes(choices)
-    return found.parameters + found.gradients * updated / used + (0.0 if offloaded else found.optimizer_state)
+    return states.parameters + states.gradients * updated / used + (0.0 if offloaded else states.optimizer_state)

@@ -21,7 +21,7 @@ from selectbench.choices.model import PretrainedModel, kernel_problem
 from selectbench.data.prepared import Prepared, Targets, contents_of, epochs, evaluable_tokens, targets
 from selectbench.errors import UserError
 from selectbench.machine import Machine, machine_for, usable_cores, worker_problem
-from selectbench.planning.memory import Layout, config_of, entries_of, memory_need, size_of, vocab_size_of
+from selectbench.planning.memory import Layout, config_of, embedding_rows, memory_need, size_of, vocabulary_size
 from selectbench.record.environment import UnusedRows
 from selectbench.record.record import SETTINGS, RunPhase, Trial
 from selectbench.suite.check import accumulation_problem
@@ -43,17 +43,17 @@ FEWEST_TO_TIME = 5
 FEWEST_TO_TUNE = 100
 """Steps of a tuning trial below which its choice is doubted."""
 NEARLY = 0.95
-"""Share of the entries asked for below which a vocabulary is reported to be smaller."""
+"""Share of the requested entries below which a vocabulary is reported to be smaller."""
 FEWEST_TARGETS = 0.05
 """Share of a step's tokens that are trained on below which a person is warned."""
 MOST_ROWS_PER_TOKEN = 2
-"""Rows of a model's embedding over the data's tokens from which a reader is told what they cost."""
+"""Rows of a model's embedding over the data's tokens from which a warning says what they cost."""
 MEMORISING_EPOCHS = 4.0
 """Muennighoff et al. 2023, arXiv:2305.16264: up to about four epochs repeated data is worth new data."""
 
 
 def suite_warnings(suite: Suite, passes: float | None, cores: float | None = None) -> list[str]:
-    """What a reader must know beforehand; `passes`: epochs, `cores`: that trials may use, None: unknown."""
+    """What may spoil the suite's answer; `passes`: epochs; `cores`: cores that trials may use; None: unknown."""
     warnings = []
     if passes is not None and passes > MEMORISING_EPOCHS and suite.job.evaluates:
         effect = "final losses measure memorising too; no verdict of quality should rest on them"
@@ -69,66 +69,66 @@ def suite_warnings(suite: Suite, passes: float | None, cores: float | None = Non
         if suite.device == "cpu" and cores is not None and ranks != "auto" and ranks > cores:
             slower = "take turns: not the speed of ranks on cores of their own"
             warnings.append(f"{option.name}: {ranks} ranks share {cores:g} cores and {slower}")
-    if (job := suite.command) is not None and (left := job.stops_after - job.timing.warmup_steps) < FEWEST_TO_TIME:
+    if (job := suite.command) is not None and (timed := job.stops_after - job.timing.warmup_steps) < FEWEST_TO_TIME:
         warnings.append(
-            f"job.timing.warmup_steps {job.timing.warmup_steps} leaves {max(1, left)} of {job.stops_after} steps "
+            f"job.timing.warmup_steps {job.timing.warmup_steps} leaves {max(1, timed)} of {job.stops_after} steps "
             "to time: speeds are mostly chance (fewer of them, or more steps)"
         )
     # The best learning rate falls with the length of the training (Bjorck et al. 2024, arXiv:2409.19913), most
     # among short ones: Lion's 0.0095, the best of 24 steps, loses 0.4 nats to 0.001 over 60.
-    whole = suite.job.max_steps
-    steps = suite.tune.budget.steps(whole) if suite.tune else whole
-    if steps < min(whole, FEWEST_TO_TUNE):
+    job_steps = suite.job.max_steps
+    steps = suite.tune.budget.steps(job_steps) if suite.tune else job_steps
+    if steps < min(job_steps, FEWEST_TO_TUNE):
         warnings.append(
-            f"a tuning trial has {steps} of the job's {whole} steps: in so few larger learning rates are best, "
+            f"a tuning trial has {steps} of the job's {job_steps} steps: in so few larger learning rates are best, "
             "which may lose in the contest; `tune: {budget: {max_steps: 1x}}` tunes over the whole schedule"
         )
     return warnings
 
 
 def heldout_warnings(suite: Suite, tokens: Mapping[str, int | None]) -> list[str]:
-    """Held-out text that is less than asked; `tokens`: all that there are to score, by option; None: unknown."""
+    """Options with less held-out text than requested; `tokens`: tokens to score, by option; None: unknown."""
     if not isinstance(suite.job.eval, Eval):
         return []
-    asked = suite.job.eval.tokens
+    wanted = suite.job.eval.tokens
     short: dict[int, list[str]] = {}
     for option in suite.options:
-        if (found := tokens.get(option.name)) is not None and found < asked:
-            short.setdefault(found, []).append(option.name)
-    every = [option.name for option in suite.options] in short.values()
+        if (size := tokens.get(option.name)) is not None and size < wanted:
+            short.setdefault(size, []).append(option.name)
+    common = [option.name for option in suite.options] in short.values()
     return [
-        f"{'' if every else ', '.join(names) + ': '}the held-out text gives {found:,} tokens, job.eval.tokens asks "
-        f"for {asked:,}: the final loss is over all of these, and less certain (give more text, or ask for fewer)"
-        for found, names in short.items()
+        f"{'' if common else ', '.join(names) + ': '}the held-out text gives {size:,} tokens, job.eval.tokens asks "
+        f"for {wanted:,}: the final loss is over all of these, and less certain (give more text, or ask for fewer)"
+        for size, names in short.items()
     ]
 
 
-def target_warnings(found: Iterable[Targets | None]) -> list[str]:
-    """Losses that rest on few of a step's tokens."""
+def target_warnings(option_targets: Iterable[Targets | None]) -> list[str]:
+    """That losses rest on few of a step's tokens, where they do."""
     rest = "losses are noisy, and most of the time goes into the rest (a smaller seq_len, or a larger batch)"
-    few = [one[0] for one in found if one is not None and one[0] < FEWEST_TARGETS]
-    return [f"only {min(few):.1%} of the tokens of a step are trained on: {rest}"] if few else []
+    small_shares = [t[0] for t in option_targets if t is not None and t[0] < FEWEST_TARGETS]
+    return [f"only {min(small_shares):.1%} of the tokens of a step are trained on: {rest}"] if small_shares else []
 
 
 def vocabulary_warnings(suite: Suite, entries: Mapping[str, int | None]) -> list[str]:
-    """Tokenizers that came out much smaller than asked; `entries`: of each option's vocabulary."""
+    """Tokenizers that came out much smaller than requested; `entries`: of each option's vocabulary."""
     warnings = []
     for option in suite.options if suite.command is None else ():
-        tokenizer, made = suite.job_of(option).tokenizer, entries.get(option.name)
-        asked = tokenizer.most_entries if tokenizer is not None else None
-        if asked is not None and made is not None and made < NEARLY * asked:
-            warnings.append(f"{option.name}: the text yields a vocabulary of {made:,}; {asked:,} were asked for")
+        tokenizer, size = suite.job_of(option).tokenizer, entries.get(option.name)
+        wanted = tokenizer.most_entries if tokenizer is not None else None
+        if wanted is not None and size is not None and size < NEARLY * wanted:
+            warnings.append(f"{option.name}: the text yields a vocabulary of {size:,}; {wanted:,} were asked for")
     return warnings
 
 
-def unused_row_warnings(suite: Suite, found: Mapping[str, UnusedRows]) -> list[str]:
-    """Models with rows for far more tokens than there are, of options alike once; `found`: `unused_rows`."""
-    alike: dict[tuple[int, int, int, int], list[str]] = {}
-    for name in (option.name for option in suite.options if option.name in found):
-        same = itemgetter("rows", "entries", "unused", "parameters")(found[name])
-        alike.setdefault(same, []).append(name)
+def unused_row_warnings(suite: Suite, unused_rows: Mapping[str, UnusedRows]) -> list[str]:
+    """Models with rows for far more tokens than the data have, a line for all options with the same figures."""
+    names_by_facts: dict[tuple[int, int, int, int], list[str]] = {}
+    for name in (option.name for option in suite.options if option.name in unused_rows):
+        facts = itemgetter("rows", "entries", "unused", "parameters")(unused_rows[name])
+        names_by_facts.setdefault(facts, []).append(name)
     warnings = []
-    for (rows, entries, unused, whole), names in alike.items():
+    for (rows, entries, unused, total), names in names_by_facts.items():
         model = suite.job_of(suite.option(names[0])).model
         fix = f"--set job.model.vocab_size={entries}"
         if isinstance(model, PretrainedModel):
@@ -136,17 +136,17 @@ def unused_row_warnings(suite: Suite, found: Mapping[str, UnusedRows]) -> list[s
         elif type(model) is not type(suite.built.model):
             fix = f"`vocab_size: {entries}` in its model"
         fix += ", or a larger tokenizer"
-        of = "" if len(names) == len(suite.options) else f"{', '.join(names)}: "
-        share = units.whole_percent(unused / whole)
-        cost = f"{units.count(unused)} of {units.count(whole)} parameters ({share}) are of tokens that never occur"
-        head = f"{of}the model has rows for {rows:,} tokens, and the data have {entries:,}"
-        warnings.append(f"{head}: {cost} ({fix})")
+        prefix = "" if len(names) == len(suite.options) else f"{', '.join(names)}: "
+        share = units.whole_percent(unused / total)
+        cost = f"{units.count(unused)} of {units.count(total)} parameters ({share}) are of tokens that never occur"
+        sentence = f"{prefix}the model has rows for {rows:,} tokens, and the data have {entries:,}"
+        warnings.append(f"{sentence}: {cost} ({fix})")
     return warnings
 
 
 @dataclass(frozen=True)
 class PlannedOption:
-    """What an option comes to on this machine."""
+    """An option with what follows for it on this machine."""
 
     option: Option
     world_size: int
@@ -155,30 +155,30 @@ class PlannedOption:
     unsupported: str | None
     """Why it can't run here, or None."""
     parameters: int | None = None
-    """Of the model, for a configuration of others without biases and norms; None: own code, or not known yet."""
+    """The model's parameters, of foreign configurations without biases and norms; None: own code, or not known."""
     size: Layout | None = None
-    """What the parameters are for; None: as above."""
+    """The model's matrices; None: as above."""
     used: Layout | None = None
-    """The same with rows for the data's tokens alone; None: as above, or these are not known yet."""
+    """The matrices with rows for the data's tokens alone; None: as above, or the tokens are not known yet."""
     entries: int | None = None
-    """Of the vocabulary that the data come in; None: a tokenizer that is not at hand decides."""
+    """Tokens of the data's vocabulary; None: a tokenizer that is not at hand decides."""
     peak_bytes: int | None = None
-    """Of each GPU's memory, as formulas expect it; None: on a CPU, or of a model that they do not know."""
+    """Expected peak of a GPU's memory; None: on a CPU, or for a model that the formulas do not know."""
 
 
 CANNOT_START = "this run cannot start here"
-"""What the note begins with that says why; such notes are told before the plan."""
+"""Beginning of a note that says why; such notes are printed before the plan."""
 
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """One trial at its place in the order."""
+    """A trial with its round and phase."""
 
     trial: Trial
     round: int
     phase: RunPhase = "contest"
     beside: Sequence[Trial] = ()
-    """What other lanes are to train meanwhile, the first one that can be; empty: nothing."""
+    """Trials for other lanes to train meanwhile, the first that can run; empty: they train nothing."""
 
 
 @dataclass(frozen=True)
@@ -188,31 +188,31 @@ class Plan:
     suite: Suite
     options: list[PlannedOption]
     trials: list[PlannedTrial]
-    """Round after round, the options of each as the suite has them; a run draws their order (`in_run_order`)."""
+    """Trials round by round, with options in the suite's order; a run draws their order (`in_run_order`)."""
     parameters: int | None
-    """Of the baseline's model, as in `PlannedOption`."""
+    """Parameters of the baseline's model, as in `PlannedOption`."""
     tokens: int | None
     """Training tokens of one trial, the same for every option; None: a script decides it."""
     epochs: float | None
     """Passes over the training split with the baseline's tokenizer; None: the data isn't prepared."""
     warnings: list[str]
     own_code_sha256: str | None = None
-    """Of the suite's folders of own code; None: it has none."""
+    """Digest of the suite's folders of own code; None: it has none."""
     command_facts: Mapping[str, object] | None = None
-    """Of a command, what environment.json says of it: as it was before anything ran."""
+    """Facts on a command for environment.json, as they were before anything ran."""
     pretrained: dict[str, str] = field(default_factory=dict)
-    """By option, what a model that was trained before is: a commit of the hub, or its files' SHA-256."""
+    """By option, the version of a pretrained model: a commit of the hub, or its files' SHA-256."""
     lane_words: str = ""
     """`2 lanes of 1 core each`; empty: one trial at a time."""
     lanes: int = 1
     nodes: int = 1
     """Machines that trials of more than one rank run on together."""
     targets: dict[str, Targets | None] = field(default_factory=dict)
-    """By option, where data are prepared; None: every token is trained on."""
+    """By option, tokens trained on, where data are prepared; None: every token is."""
 
     @property
     def saved_bytes(self) -> int | None:
-        """Of the trained models that are kept, in fp32; None: of one that can run nobody knows its parameters."""
+        """Size of the trained models that are kept, in fp32; None: some model's parameters are not known."""
         sizes = [option.parameters for option in self.options if option.unsupported is None]
         known = [4 * size for size in sizes if size is not None]
         trials = len(self.suite.saved_seeds)
@@ -220,7 +220,7 @@ class Plan:
 
     @property
     def unused_rows(self) -> dict[str, UnusedRows]:
-        """By option whose model has rows for more than twice the data's tokens: both, and parameters."""
+        """Unused rows by option, of models with rows for more than twice the data's tokens."""
         return {
             planned.option.name: UnusedRows(
                 rows=size.vocab_size, entries=used.vocab_size, unused=size.parameters - used.parameters,
@@ -240,12 +240,12 @@ def make_plan(
     suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] | None, code_sha256: str,
     command_facts: Mapping[str, object] | None = None,
 ) -> Plan:  # fmt: skip
-    """`prepared`: each option's data, where they could be; `code_sha256`: the package's; for a command its facts.
+    """The plan of a suite here; `prepared`: each option's data, None: not prepared; `command_facts`: a command's.
 
     Raises UserError where a step can't be cut for the ranks, an interpreter does not start, or own code or a
     pretrained model can't be read.
     """
-    assert not suite.left_open.settings, "settled before"
+    assert not suite.left_open.settings, "with_machine_choices comes first"
     common: dict[str, Any] = {"device": suite.device, "code": code_sha256}
     if machine.lanes > 1:  # a trial has the threads of its lane's cores
         common["lane_cores"] = len(machine.lane_cores[0])
@@ -255,8 +255,8 @@ def make_plan(
     pretrained = contents_of({option.name: suite.job_of(option).model for option in suite.options})
     options = [_plan_option(suite, option, machine, (prepared or {}).get(option.name)) for option in suite.options]
     passes = epochs(prepared[suite.baseline], suite.built) if prepared else None
-    heldout = {name: evaluable_tokens(one, suite.built) for name, one in (prepared or {}).items()}
-    trained = {n: targets(one, suite.job_of(suite.option(n))) for n, one in (prepared or {}).items()}
+    heldout = {name: evaluable_tokens(data, suite.built) for name, data in (prepared or {}).items()}
+    trained = {name: targets(data, suite.job_of(suite.option(name))) for name, data in (prepared or {}).items()}
     identities = {
         option.name: {
             "job": suite.job_of(option).model_dump(mode="json"),
@@ -268,7 +268,7 @@ def make_plan(
     plan = Plan(
         suite=suite,
         options=options,
-        trials=_trials(suite, identities),
+        trials=_planned_trials(suite, identities),
         parameters=next(p.parameters for p in options if p.option.name == suite.baseline),
         tokens=suite.job.max_steps * suite.built.tokens_per_step,
         epochs=passes,
@@ -276,12 +276,12 @@ def make_plan(
             *suite_warnings(suite, passes, _cores(machine)),
             *heldout_warnings(suite, heldout),
             *target_warnings(trained.values()),
-            *vocabulary_warnings(suite, {name: one.vocab_size for name, one in (prepared or {}).items()}),
+            *vocabulary_warnings(suite, {name: data.vocab_size for name, data in (prepared or {}).items()}),
             *_option_warnings(suite, options, machine),
         ],
         own_code_sha256=own_code,
         pretrained=pretrained,
-        **_parts(suite, machine),
+        **_lane_fields(suite, machine),
         targets=trained,
     )
     return replace(plan, warnings=[*plan.warnings, *unused_row_warnings(suite, plan.unused_rows)])
@@ -291,19 +291,19 @@ def _cores(machine: Machine) -> float:
     return usable_cores() * machine.nodes if machine.lanes == 1 else len(machine.lane_cores[0])
 
 
-def _parts(suite: Suite, machine: Machine) -> dict[str, Any]:
-    """As a plan's keys: how the machine is divided, and how many of it there are."""
-    found: dict[str, Any] = {"lanes": machine.lanes, "nodes": machine.nodes}
+def _lane_fields(suite: Suite, machine: Machine) -> dict[str, Any]:
+    """Fields of a plan: how the machine is divided into lanes, and how many machines there are."""
+    fields: dict[str, Any] = {"lanes": machine.lanes, "nodes": machine.nodes}
     if machine.lanes == 1:
-        return found
+        return fields
     parts = [f"{len(machine.lane_cores[0])} cores"] if int(usable_cores()) >= machine.lanes else []
     parts = [f"{machine.device_count} GPUs", *parts] if suite.device == "cuda" else parts
-    each = " and ".join(part.removesuffix("s") if part.startswith("1 ") else part for part in parts)
-    return {**found, "lane_words": f"{machine.lanes} lanes of {each} each"}
+    lane = " and ".join(part.removesuffix("s") if part.startswith("1 ") else part for part in parts)
+    return {**fields, "lane_words": f"{machine.lanes} lanes of {lane} each"}
 
 
 def _command_plan(suite: Suite, job: CommandJob, machine: Machine, common: Mapping[str, Any]) -> Plan:
-    """What follows from the command's words; all else is seen when it runs."""
+    """The plan as far as it follows from the command's words; the rest is only known when it runs."""
     options: list[PlannedOption] = []
     for option in suite.options:
         assert isinstance(option.choices, CommandChoices)
@@ -320,15 +320,15 @@ def _command_plan(suite: Suite, job: CommandJob, machine: Machine, common: Mappi
     known = {*job.names, "world_size" * (not several), "max_steps" * (job.stop == "natural_end")}
     warnings = [doubt for name, doubt in doubts.items() if name not in known]
     warnings += suite_warnings(suite, None, _cores(machine))
-    trials = _trials(suite, {option.name: identity for option in suite.options})
+    trials = _planned_trials(suite, {option.name: identity for option in suite.options})
     return Plan(
         suite, options, trials, parameters=None, tokens=None, epochs=None, warnings=warnings,
-        command_facts=common["command"], **_parts(suite, machine),
+        command_facts=common["command"], **_lane_fields(suite, machine),
     )  # fmt: skip
 
 
 def _missing_packages(job: CommandJob, choices: CommandChoices, machine: Machine) -> str | None:
-    """Where the command runs; what a machine was asked of that is only planned for stands in its own list."""
+    """Why the command lacks packages, or None; `machine.packages` stands for an interpreter that is not here."""
     if not choices.needs:
         return None
     python = interpreter(job, choices, os.environ.get("PATH", os.defpath)) if machine.packages is None else None
@@ -341,10 +341,10 @@ def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepa
     ranks = choices.ranks(machine)
     job, micro_batch_size = suite.job_of(option), choices.micro_batch_size
     if problem := accumulation_problem(job.global_batch_size, micro_batch_size, ranks):
-        # world_size: auto is known only here
+        # `world_size: auto` is known only here.
         raise UserError(f"suite {suite.name}: option {option.name}: {problem}")
     micro_batches = job.gradient_accumulation_steps(micro_batch_size, ranks)
-    vocab_size, entries = vocab_size_of(suite, option, prepared), entries_of(job, prepared)
+    vocab_size, entries = embedding_rows(suite, option, prepared), vocabulary_size(job, prepared)
     size = size_of(job.model, vocab_size, job.seq_len)
     parameters = None if vocab_size is None else job.model.parameters(vocab_size, job.seq_len)
     return PlannedOption(
@@ -365,7 +365,7 @@ def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepa
 
 
 def _kernel_problem(job: Job, choices: Choices) -> str | None:
-    """That the model's class has no such attention; another interpreter's classes are not known here."""
+    """Why the model's class lacks this attention, or None; other interpreters' classes are not known here."""
     config = config_of(job.model, job.model.vocab_size or 2, job.seq_len) if choices.python is None else None
     kernel = choices.attention.name
     problem = kernel_problem(str((config or {}).get("model_type")), job.task, kernel)
@@ -373,11 +373,11 @@ def _kernel_problem(job: Job, choices: Choices) -> str | None:
 
 
 def in_run_order(trials: Sequence[PlannedTrial], run: str) -> list[PlannedTrial]:
-    """Round after round, the options of every other round in an order drawn for this run, of the next in reverse.
+    """Trials round by round: every other round in an order drawn for this run, the round after it in reverse.
 
-    `run`: the run's name, which its folder keeps, so that a run that is resumed goes on in its order. In a pair of
-    mirrored rounds every option has the same mean place: what changes steadily while a run lasts, such as the
-    warmth of a machine, falls on all options alike.
+    `run`: the run's name, from which the order is drawn, so that a resumed run has the same. In a pair of mirrored
+    rounds every option has the same mean place: what changes steadily while a run lasts, such as the warmth of a
+    machine, affects all options alike.
     """
     draw, order = random.Random(run), list(dict.fromkeys(planned.trial.option for planned in trials))
     ordered: list[PlannedTrial] = []
@@ -388,7 +388,7 @@ def in_run_order(trials: Sequence[PlannedTrial], run: str) -> list[PlannedTrial]
     return ordered
 
 
-def _trials(suite: Suite, identities: Mapping[str, Mapping[str, Any]]) -> list[PlannedTrial]:
+def _planned_trials(suite: Suite, identities: Mapping[str, Mapping[str, Any]]) -> list[PlannedTrial]:
     planned: list[PlannedTrial] = []
     for number, seed in enumerate(suite.seeds):
         for option in suite.options:
@@ -405,90 +405,90 @@ def _trials(suite: Suite, identities: Mapping[str, Mapping[str, Any]]) -> list[P
 
 
 def _option_warnings(suite: Suite, options: list[PlannedOption], machine: Machine) -> list[str]:
-    """A baseline that cannot run, and options that are expected not to fit; not where trials search sizes."""
+    """A baseline that can't run, and options that are expected not to fit, unless trials search batch sizes."""
     name, total = (suite.best_of is None and smallest_gpu(machine)) or ("", math.inf)
-    able = [(one.option.name, one.peak_bytes) for one in options if one.unsupported is None and one.peak_bytes]
+    peaks = [(o.option.name, o.peak_bytes) for o in options if o.unsupported is None and o.peak_bytes]
     return [
-        *(f"the baseline {suite.baseline} cannot run here: {one.unsupported}"
-          for one in options if one.option.name == suite.baseline and one.unsupported),
+        *(f"the baseline {suite.baseline} cannot run here: {o.unsupported}"
+          for o in options if o.option.name == suite.baseline and o.unsupported),
         *(f"{option} is expected to take {units.size(peak)} of memory, and {name} has {units.size(total)}: it may "
-          "run out of memory" for option, peak in able if peak > total),
+          "run out of memory" for option, peak in peaks if peak > total),
     ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class GpuNeed:
-    """Whole numbers of GPUs."""
+    """How many GPUs a run takes."""
 
     least: int
-    """Without so many some option that could run here would not."""
+    """Fewest GPUs with which every option runs that can run on this machine."""
     most: int | None
-    """None: as many as there are (`world_size: auto`)."""
+    """Most GPUs; None: as many as there are (`world_size: auto`)."""
 
 
 def gpu_need(suite: Suite, machine: Machine) -> GpuNeed:
-    """What the options take that can run where all of this machine's GPUs are free; at least one."""
-    wanted = [option.choices.world_size for option in suite.options if _runs(option, machine)]
-    least = max((machine.here(ranks) for ranks in wanted if ranks != "auto"), default=1)
-    return GpuNeed(least, None if "auto" in wanted else least)
+    """GPUs for the options that can run where all of this machine's GPUs are free; at least one."""
+    world_sizes = [option.choices.world_size for option in suite.options if _can_run(option, machine)]
+    least = max((machine.here(ranks) for ranks in world_sizes if ranks != "auto"), default=1)
+    return GpuNeed(least, None if "auto" in world_sizes else least)
 
 
-def lanes_of(asked: str | int, suite: Suite, machine: Machine) -> tuple[int, GpuNeed]:
-    """How many lanes, and what they need; `auto` goes by visible GPUs, as a resume must. Raises UserError."""
+def lanes_of(requested: str | int, suite: Suite, machine: Machine) -> tuple[int, GpuNeed]:
+    """The number of lanes, and their GPUs; `auto` goes by visible GPUs, as a resume must. Raises UserError."""
     if suite.device == "cpu":
-        lanes, cores = 1 if asked == AUTO else int(asked), int(usable_cores())
+        lanes, cores = 1 if requested == AUTO else int(requested), int(usable_cores())
         if lanes > max(1, cores):
             raise UserError(f"lanes: {lanes} on {cores} core{'s' * (cores != 1)}: a lane needs one of its own")
         return lanes, GpuNeed(0, 0)
-    need, there = gpu_need(suite, machine), machine.device_count
-    lanes = int(asked) if asked != AUTO else 1 if need.most is None else max(1, there // need.least)
+    need, available = gpu_need(suite, machine), machine.device_count
+    lanes = int(requested) if requested != AUTO else 1 if need.most is None else max(1, available // need.least)
     if lanes == 1:
         return 1, need
-    each = need.least if need.most is not None else there // lanes
-    if each < need.least or lanes * each > there:
+    gpus_per_lane = need.least if need.most is not None else available // lanes
+    if gpus_per_lane < need.least or lanes * gpus_per_lane > available:
         raise UserError(
             f"lanes: {lanes} lanes need {lanes * need.least} GPUs, {need.least} for each, as an option asks for; "
-            f"there {'is' if there == 1 else 'are'} {there}"
+            f"there {'is' if available == 1 else 'are'} {available}"
         )
-    return lanes, GpuNeed(lanes * each, lanes * each)
+    return lanes, GpuNeed(lanes * gpus_per_lane, lanes * gpus_per_lane)
 
 
-def _runs(option: Option, machine: Machine) -> bool:
+def _can_run(option: Option, machine: Machine) -> bool:
     if isinstance(option.choices, CommandChoices):
         return True
     return option.choices.unsupported_reason(machine_for(machine, option.choices.python)) is None
 
 
 def gpus_used(plan: Plan, machine: Machine) -> int:
-    """The most that one of the plan's trials takes here; at least one."""
-    able = (planned.world_size for planned in plan.options if planned.unsupported is None)
-    return max(map(machine.here, able), default=1)
+    """The most GPUs that one of the plan's trials takes on this machine; at least one."""
+    world_sizes = (planned.world_size for planned in plan.options if planned.unsupported is None)
+    return max(map(machine.here, world_sizes), default=1)
 
 
 FITTING_SHARE = 0.85
-"""Of a GPU's memory, what an option is expected to take at most: the rest is for what formulas do not see, such as
+"""Share of a GPU's memory that an option may be expected to take: the rest is for what formulas leave out, such as
 fragments of the allocator's blocks."""
 
 
 def with_machine_choices(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] | None) -> Suite:
-    """The suite with nothing left open. Raises UserError where nothing tells how much memory a model takes."""
+    """The suite with every open setting chosen. Raises UserError where a model's memory is not known."""
     choices: list[MachineChoice] = []
-    asked = suite.left_open
-    if asked.precision:
+    left_open = suite.left_open
+    if left_open.precision:
         precision, why = precision_for(machine)
-        suite = _with(suite, PRECISION, precision, precision.model_dump(mode="json"))
+        suite = _with_setting(suite, PRECISION, precision, precision.model_dump(mode="json"))
         choices.append(MachineChoice(setting=PRECISION, asked=AUTO, taken=precision.name, why=why))
-    if asked.micro_batch_size is not None:
-        most = asked.micro_batch_size.at_most
-        size, why = _size_that_fits(suite, most, machine, prepared)
-        suite = _with(suite, MICRO_BATCH_SIZE, size, size)
-        words = f"{AT_MOST} {most}"
-        choices.append(MachineChoice(setting=MICRO_BATCH_SIZE, asked=words, taken=str(size), why=why))
+    if left_open.micro_batch_size is not None:
+        at_most = left_open.micro_batch_size.at_most
+        size, why = _size_that_fits(suite, at_most, machine, prepared)
+        suite = _with_setting(suite, MICRO_BATCH_SIZE, size, size)
+        request = f"{AT_MOST} {at_most}"
+        choices.append(MachineChoice(setting=MICRO_BATCH_SIZE, asked=request, taken=str(size), why=why))
     return suite.model_copy(update={"left_open": LeftOpen(machine_choices=choices)}) if choices else suite
 
 
-def _with(suite: Suite, setting: str, value: object, plain: object) -> Suite:
-    """Every option with this value, which the shared choices of the resolved file say as `plain`."""
+def _with_setting(suite: Suite, setting: str, value: object, plain: object) -> Suite:
+    """The suite with this value in every option; `plain`: the value as YAML has it, for the resolved file."""
     options = [
         option.model_copy(update={"choices": option.choices.model_copy(update={setting: value})})
         for option in suite.options
@@ -498,29 +498,30 @@ def _with(suite: Suite, setting: str, value: object, plain: object) -> Suite:
 
 
 def expected_peak_bytes(suite: Suite, option: Option, ranks: int, prepared: Prepared | None) -> int | None:
-    """Of a GPU's memory; None: on a CPU, or of a model that is not known here."""
+    """Expected peak of a GPU's memory; None: on a CPU, or for a model that is not known here."""
     if suite.device != "cuda":
         return None
     job = suite.job_of(option)
-    config = config_of(job.model, vocab_size_of(suite, option, prepared), job.seq_len)
+    config = config_of(job.model, embedding_rows(suite, option, prepared), job.seq_len)
     need = None if config is None else memory_need(job, option.built, config, ranks)
     return None if need is None else round(sum(need))
 
 
 def smallest_gpu(machine: Machine) -> tuple[str, int] | None:
-    """Name and memory in bytes of the GPU that has least; None: none tells."""
+    """Name and memory in bytes of the GPU with least memory; None: no GPU reports its memory."""
     known = [(gpu.memory_total_bytes, gpu.name) for gpu in machine.gpus if gpu.memory_total_bytes is not None]
-    return min(((name, total) for total, name in known), key=lambda found: found[1], default=None)
+    return min(((name, total) for total, name in known), key=lambda pair: pair[1], default=None)
 
 
 def _size_that_fits(
     suite: Suite, at_most: int, machine: Machine, prepared: Mapping[str, Prepared] | None
 ) -> tuple[int, str]:
-    sizes = _sizes(suite, at_most, machine)
+    """The largest micro-batch size that is expected to fit, and why it was taken. Raises UserError."""
+    sizes = _possible_sizes(suite, at_most, machine)
     gpu = smallest_gpu(machine) if suite.device == "cuda" else None
     if gpu is None:
         return sizes[0], "on a CPU memory sets no bound" if suite.device == "cpu" else "no GPU reports its memory"
-    (name, total), larger = gpu, ""
+    (name, total), too_large = gpu, ""
     bound = f"{FITTING_SHARE:.0%} of the {units.size(total)} of {name}"
     for size in sizes:
         option, peak = _most_demanding(suite, size, machine, prepared or {})
@@ -533,14 +534,14 @@ def _size_that_fits(
                 f"or {AUTO}, which tries sizes"
             )
         if peak <= FITTING_SHARE * total:
-            return size, f"{option} is expected to take {units.size(peak)}, at most {bound}{larger}"
-        many = f"{size} sequence{'s' if size > 1 else ''}"
-        larger = f"; with {many} {option} would take {units.size(peak)}"
-    return sizes[-1], f"none fits into {bound}{larger}, so that trials may run out of memory"
+            return size, f"{option} is expected to take {units.size(peak)}, at most {bound}{too_large}"
+        sequences = f"{size} sequence{'s' if size > 1 else ''}"
+        too_large = f"; with {sequences} {option} would take {units.size(peak)}"
+    return sizes[-1], f"none fits into {bound}{too_large}, so that trials may run out of memory"
 
 
-def _sizes(suite: Suite, at_most: int, machine: Machine) -> list[int]:
-    """Those that cut every option's step into whole micro-batches, the largest first."""
+def _possible_sizes(suite: Suite, at_most: int, machine: Machine) -> list[int]:
+    """Micro-batch sizes that divide every option's step without a rest, the largest first."""
     shares = []
     for option in suite.options:
         step, ranks = suite.job_of(option).global_batch_size, option.choices.ranks(machine)
@@ -552,13 +553,13 @@ def _sizes(suite: Suite, at_most: int, machine: Machine) -> list[int]:
 def _most_demanding(
     suite: Suite, size: int, machine: Machine, prepared: Mapping[str, Prepared]
 ) -> tuple[str, int | None]:
-    """The option that takes most, of those that can run here, else of all, and its bytes; None: nobody can tell."""
-    options = _with(suite, MICRO_BATCH_SIZE, size, size).options
-    demands: list[tuple[str, int]] = []
-    for option in [o for o in options if _runs(o, machine)] or options:
+    """The option that takes most memory, of those that can run here or of all, and its bytes; None: not known."""
+    options = _with_setting(suite, MICRO_BATCH_SIZE, size, size).options
+    peaks: list[tuple[str, int]] = []
+    for option in [o for o in options if _can_run(o, machine)] or options:
         ranks = option.choices.ranks(machine)
         peak = expected_peak_bytes(suite, option, ranks, prepared.get(option.name))
         if peak is None:
             return option.name, None
-        demands.append((option.name, peak))
-    return max(demands, key=lambda demand: demand[1])
+        peaks.append((option.name, peak))
+    return max(peaks, key=lambda pair: pair[1])

@@ -54,7 +54,7 @@ def test_gpt2_124m_at_16_sequences(precision: str) -> None:
     assert found.activations == pytest.approx(half + 12 * TOKENS * OF_A_BLOCK[precision], rel=0.02)
     assert found.loss == 3 * LOGITS
     assert found.states == pytest.approx(PARAMETERS * (8 if precision == "bf16_pure" else 16))
-    assert found.beside == CONTEXT_BYTES
+    assert found.overhead == CONTEXT_BYTES
 
 
 def test_it_agrees_with_what_was_measured_of_gpt2_124m() -> None:
@@ -92,7 +92,7 @@ def test_master_weights_come_with_gradients_in_fp32() -> None:
 def test_ranks_share_what_their_strategy_shards_and_pay_for_talking() -> None:
     alone, four = need(strategy="ddp"), need(ranks=4, strategy="ddp", world_size=4)
     assert four.states == alone.states
-    assert four.beside - alone.beside == COMMUNICATION_BYTES
+    assert four.overhead - alone.overhead == COMMUNICATION_BYTES
     zero = {stage: need(ranks=4, strategy={"name": "zero", "stage": stage}, world_size=4) for stage in (1, 2, 3)}
     buckets = 2 * 4 * PARAMETERS  # less than DeepSpeed's most
     # Its own copy of what it updates, and the moments, a quarter each.

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selectbench.choices import Choices
-from selectbench.planning.memory import expected
+from selectbench.planning.memory import expected_states
 
 PSI, RANKS = 1_000_000, 8
 ADAMW = {"name": "adamw", "lr": 1e-3}
@@ -15,7 +15,7 @@ def total(strategy: object, ranks: int = RANKS, optimizer: object = ADAMW, preci
     choices = Choices.model_validate(
         {"optimizer": optimizer, "micro_batch_size": 1, "strategy": strategy, "precision": precision}
     )
-    found = expected(choices, PSI, ranks)
+    found = expected_states(choices, PSI, ranks)
     assert found is not None
     return sum(found)
 
@@ -57,7 +57,7 @@ def test_optimizers_keep_what_their_papers_say(optimizer: object, state: float) 
 
 def test_muons_state_cannot_be_told_from_a_number_of_parameters() -> None:
     choices = Choices.model_validate({"optimizer": {"name": "muon", "lr": 1.0}, "micro_batch_size": 1})
-    assert expected(choices, PSI, 1) is None
+    assert expected_states(choices, PSI, 1) is None
 
 
 @given(st.integers(1, 10**6), st.sampled_from(["fp32", "bf16_master", "bf16_pure"]))
