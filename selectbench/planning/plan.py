@@ -245,7 +245,7 @@ def make_plan(
     Raises UserError where a step can't be cut for the ranks, an interpreter does not start, or own code or a
     pretrained model can't be read.
     """
-    assert not suite.left_open.settings, "with_machine_choices comes first"
+    assert not suite.left_open.settings, "settled before"
     common: dict[str, Any] = {"device": suite.device, "code": code_sha256}
     if machine.lanes > 1:  # a trial has the threads of its lane's cores
         common["lane_cores"] = len(machine.lane_cores[0])
