@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Each of them when it is asked for: what they need would slow every command down."""
+    """Imports each function when it is used, as their imports would slow every command down."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("selectbench.interface"), name)

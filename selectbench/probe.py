@@ -19,8 +19,8 @@ def watch(model: Any, optimizer: Any, forward: str = "logits") -> None:
     if not os.environ.get("SELECTBENCH_OBSERVE"):
         return
     folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    found = [folder for folder in folders if os.path.exists(os.path.join(folder, "selectbench_observer.py"))]  # noqa: PTH110, PTH118
-    sys.path.extend(folder for folder in found[:1] if folder not in sys.path)
+    matches = [folder for folder in folders if os.path.exists(os.path.join(folder, "selectbench_observer.py"))]  # noqa: PTH110, PTH118
+    sys.path.extend(folder for folder in matches[:1] if folder not in sys.path)
     try:
         import selectbench_observer
     except ImportError as error:

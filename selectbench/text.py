@@ -1,4 +1,4 @@
-"""What others wrote, made harmless to show; plain data as the YAML of suite files and as JSON that people read."""
+"""Foreign text made harmless to print; plain data as the YAML of suite files and as JSON that people read."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ MOST_SHOWN = 80
 """Characters of a value that a message repeats."""
 
 
-# Names, log lines and what stands in files come from others: no control character, terminal escape, lone surrogate
-# or change of the direction of writing reaches a terminal or a report.
+# Names, log lines and contents of files come from others: none of their control characters, terminal escapes, lone
+# surrogates or changes of the direction of writing reaches a terminal or a report.
 
 
 def clean(text: str) -> str:
     """The text without terminal escapes, with spaces for what can't be printed; line ends stay."""
-    if text.isprintable():  # so are most, and an escape begins with a character that is not
+    if text.isprintable():  # as most texts are; an escape begins with a character that is not
         return text
-    kept = _ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
-    return "".join(c if c == "\n" or c.isprintable() else " " for c in kept)
+    cleaned = _ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+    return "".join(c if c == "\n" or c.isprintable() else " " for c in cleaned)
 
 
 def one_line(text: str, most: int | None = None) -> str:
@@ -36,10 +36,10 @@ def one_line(text: str, most: int | None = None) -> str:
 
 
 def first_line(what: str | BaseException, most: int | None = None) -> str:
-    """What it says before its traceback or log: its first line, and those that a colon announces."""
+    """The message before a traceback or log: its first line, and lines that a colon announces."""
     text = what if isinstance(what, str) else str(what).strip() or repr(what)
-    said = re.match(r"(?:.*:\n(?!Traceback))*.*", text.strip())
-    return one_line(said[0] if said else "", most)
+    match = re.match(r"(?:.*:\n(?!Traceback))*.*", text.strip())
+    return one_line(match[0] if match else "", most)
 
 
 def listed(words: Sequence[str], last: str = "and") -> str:
@@ -48,13 +48,13 @@ def listed(words: Sequence[str], last: str = "and") -> str:
 
 
 def some(names: Sequence[str], most: int) -> str:
-    """So many of them: `a, b and 3 more`."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+    """The first `most` names: `a, b and 3 more`."""
+    hidden = len(names) - most
+    return ", ".join(names[:most]) + (f" and {hidden} more" if hidden > 0 else "")
 
 
 def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """All that mappings, and lists of them, hold, by dotted path; empty parts are left out."""
+    """Each value in nested mappings, and lists of them, with its dotted path; empty parts are left out."""
     if isinstance(value, Mapping):
         for key, part in value.items():
             yield from leaves(part, f"{path}.{key}" if path else str(key))
@@ -66,16 +66,16 @@ def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
 
 
 def unwritable(text: str) -> str | None:
-    """Its first character that belongs in no text: a lone surrogate, a control character but tab and line ends."""
+    """The first character that belongs in no text: a lone surrogate, a control character but tab and line ends."""
     if text.isprintable():
         return None
     return next((c for c in text if unicodedata.category(c) in ("Cs", "Cc") and c not in "\t\n\r"), None)
 
 
 def visible(value: object, most: int = MOST_SHOWN) -> str:
-    """On one line of at most `most` characters, what can't be printed as escapes; of a longer both ends stay."""
+    """A value on one line of at most `most` characters, cut in the middle; unprintable characters as escapes."""
     text = str(value)
-    if len(text) > 2 * most:  # what is left out needs no escapes
+    if len(text) > 2 * most:  # the middle needs no escapes
         text = text[:most] + "..." + text[-most:]
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -83,7 +83,7 @@ def visible(value: object, most: int = MOST_SHOWN) -> str:
 
 
 def quoted(value: object) -> str:
-    """The same as a message repeats what was found: text in quotes."""
+    """`visible` for messages that repeat a value: text in quotes."""
     return f"'{visible(value, MOST_SHOWN - 2)}'" if isinstance(value, str) else visible(value)
 
 
@@ -92,12 +92,12 @@ _INDICATORS = (":", "?", "-")
 
 
 def suite_yaml(content: Mapping[str, Any]) -> str:
-    """A whole suite, every value on a line of its own; each key's text is kept, as options share most settings."""
+    """A whole suite, each value on its own line; each key's text is cached, as options share most settings."""
     return "".join(_dumped(json.dumps({key: value})) for key, value in content.items())
 
 
 def choices_yaml(choices: Mapping[str, Any]) -> str:
-    """The settings that an option has, below the key `choices`; the small ones on one line each."""
+    """An option's settings below the key `choices`; small ones on one line each."""
     known = {key: value for key, value in choices.items() if value is not None}
     if not known:
         return "choices: {}\n"
@@ -106,7 +106,7 @@ def choices_yaml(choices: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=2048)
 def _dumped(entry: str, above: str = "") -> str:
-    """A mapping of one key as YAML; `above`: the key that it is to stand below, small values on one line each."""
+    """A mapping of one key as YAML; `above`: the key to put it below, with small values on one line each."""
     from ruamel.yaml import YAML  # here: workers in other environments import this file, and need no YAML
     from ruamel.yaml.comments import CommentedMap
 
@@ -118,7 +118,7 @@ def _dumped(entry: str, above: str = "") -> str:
 
 
 def _quoted(value: Any) -> Any:
-    """With quotes where ruamel leaves them out and then reads a key, or a list's item."""
+    """The value with quoted texts where ruamel leaves quotes out and would then read a key or a list's item."""
     from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
     if isinstance(value, dict):
@@ -132,5 +132,5 @@ def _quoted(value: Any) -> Any:
 
 
 def json_text(content: object) -> str:
-    """`json.dumps(content, indent=2)` and a line end, only faster. Raises ValueError (NaN, infinity), TypeError."""
+    """`json.dumps(content, indent=2)` with a line end, but faster. Raises ValueError (NaN, infinity), TypeError."""
     return msgspec.json.format(json.dumps(content, allow_nan=False), indent=2) + "\n"

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 
 DASH = "-"
-"""What stands for an unknown number."""
+"""Printed for an unknown number."""
 WIDEST = 4.0
 """Upper over lower end of an interval around 1 beyond which its ratio says nothing."""
 NOT_MEASURABLE = "not measurable here"
-"""What stands for such a ratio."""
+"""Printed for such a ratio."""
 
 _FLOPS = ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"))
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def significant(value: float | None, digits: int = 4) -> str:
-    """So many significant digits; a power of ten from 1e7 on and below 1e-4."""
+    """A number with so many significant digits; with a power of ten from 1e7 on and below 1e-4."""
     if value is None:
         return DASH
     if value == 0:
@@ -120,9 +120,9 @@ _TIME_UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def seconds_of(text: str) -> float | None:
-    """Of `2h`, `90min`, `45 s`; None: it is no time above nothing."""
-    found = _TIME.fullmatch(text)
-    return float(found[1]) * _TIME_UNITS[found[2]] if found is not None and float(found[1]) > 0 else None
+    """The seconds of `2h`, `90min` or `45 s`; None: the text is no time above 0."""
+    match = _TIME.fullmatch(text)
+    return float(match[1]) * _TIME_UNITS[match[2]] if match is not None and float(match[1]) > 0 else None
 
 
 def duration(value: float | None) -> str:
@@ -172,7 +172,7 @@ def share(value: float | None) -> str:
 
 
 def confidence(alpha: float) -> str:
-    """How often intervals cover that miss in a share of `alpha`: `96%`, `99.75%`."""
+    """The confidence level of intervals that miss in a share of `alpha`: `96%`, `99.75%`."""
     return f"{100 * (1 - alpha):g}%"
 
 
@@ -182,7 +182,7 @@ def whole_percent(value: float | None) -> str:
 
 
 def score_difference(value: float | None) -> str:
-    """`+1.23`: scores lie between 0 and 100, and a hundredth is as fine as they are read; just none is `0`."""
+    """`+1.23`: two decimals, as scores lie between 0 and 100; no difference is `0`."""
     if value is None:
         return DASH
     return f"{value:+.2f}" if value else "0"

@@ -404,7 +404,7 @@ class Team(PeerNodes):
 
     def __init__(self, nodes: Nodes | None, preparation: Preparation, ranks: int, stop: StopRequest) -> None:
         self._preparation, self._stop = preparation, stop
-        self._here = preparation.machine.here(ranks)
+        self._here = preparation.machine.ranks_per_node(ranks)
         self._nodes = nodes if ranks > 1 else None
         self.members = self._nodes.members if self._nodes else []
         self.node = 0 if self.members else None

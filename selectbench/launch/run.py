@@ -755,7 +755,7 @@ class Bench:
                 display.trial_started(trial.option, trial.seed, number, of)
             python = self._python(trial.option)
             team.prepare(self.folder.name, python)
-            ready = self.watch.settle(machine.here(option.world_size))
+            ready = self.watch.settle(machine.ranks_per_node(option.world_size))
             for sentence in [*(ready.held if ready and not self.stop else []), *team.wait_until_ready()]:
                 with self._display() as display:
                     display.note(f"memory has not been released: {sentence}")
@@ -855,7 +855,7 @@ def make_order(preparation: Preparation, planned: PlannedTrial, folder: Path) ->
     return Order(
         trial=planned.trial, choices=choices, device=suite.device, world_size=world_size, code=suite.code,
         job=job.model_copy(update={"model": pinned_model(job.model, preparation.plan.pretrained.get(name))}),
-        threads=rank_threads(preparation.machine.here(world_size)),
+        threads=rank_threads(preparation.machine.ranks_per_node(world_size)),
         data_folder=str(preparation.prepared[name].folder), trial_folder=str(trial_folder),
         weights_folder=str((folder / WEIGHTS).resolve()),
         min_timed_seconds=suite.built.timing.least_seconds(suite.device),

@@ -28,7 +28,7 @@ from selectbench.cores import Cores
 from selectbench.data.prepared import cache_root
 from selectbench.errors import says_out_of_memory
 from selectbench.gpu.devices import Gpu
-from selectbench.machine import CGROUP_MEMBERSHIP, CGROUP_ROOT, cgroup_folders, foreign_environment, short_wait
+from selectbench.machine import CGROUP_MEMBERSHIP, CGROUP_ROOT, cgroup_folders, interpreter_environment, short_wait
 from selectbench.record.record import Completed, Failed
 from selectbench.record.run_folder import writing
 from selectbench.record.wire import (
@@ -220,7 +220,7 @@ def server_environment(
     """
     if keeps_environment:
         return {**os.environ, **_visible(gpus)}
-    outer = dict(os.environ) if python is None else foreign_environment(python)
+    outer = dict(os.environ) if python is None else interpreter_environment(python)
     environment = {
         **outer, **SINGLE_THREADED, "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TOKENIZERS_PARALLELISM": "false",
         "DS_ACCELERATOR": device, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error",

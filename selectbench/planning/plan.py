@@ -429,7 +429,7 @@ class GpuNeed:
 def gpu_need(suite: Suite, machine: Machine) -> GpuNeed:
     """GPUs for the options that can run where all of this machine's GPUs are free; at least one."""
     world_sizes = [option.choices.world_size for option in suite.options if _can_run(option, machine)]
-    least = max((machine.here(ranks) for ranks in world_sizes if ranks != "auto"), default=1)
+    least = max((machine.ranks_per_node(ranks) for ranks in world_sizes if ranks != "auto"), default=1)
     return GpuNeed(least, None if "auto" in world_sizes else least)
 
 
@@ -462,7 +462,7 @@ def _can_run(option: Option, machine: Machine) -> bool:
 def gpus_used(plan: Plan, machine: Machine) -> int:
     """The most GPUs that one of the plan's trials takes on this machine; at least one."""
     world_sizes = (planned.world_size for planned in plan.options if planned.unsupported is None)
-    return max(map(machine.here, world_sizes), default=1)
+    return max(map(machine.ranks_per_node, world_sizes), default=1)
 
 
 FITTING_SHARE = 0.85

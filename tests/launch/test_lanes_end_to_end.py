@@ -18,7 +18,7 @@ from plan.test_machine_choices import a_gpu, on
 
 from selectbench.errors import UserError
 from selectbench.launch.gpus import lanes_in
-from selectbench.machine import Machine, _place_of, shares
+from selectbench.machine import Machine, _core_position, split_cores
 from selectbench.planning.plan import lanes_of
 from selectbench.record.record import Completed
 from selectbench.record.run_folder import append_record, read_records
@@ -88,7 +88,7 @@ def test_two_lanes_learn_bit_for_bit_what_one_does_with_as_many_threads(workplac
     both = workplace.call("run", "tiny.yaml", "--site", "site.yaml", OMP_NUM_THREADS="", COLUMNS="80")
     assert both.returncode == 0, both.stderr
     side_by_side, each, of_seed = learnt(workplace), threads(workplace), lanes(workplace)
-    assert each == {len(shares(2, os.sched_getaffinity(0), len(os.sched_getaffinity(0)))[0])}
+    assert each == {len(split_cores(2, os.sched_getaffinity(0), len(os.sched_getaffinity(0)))[0])}
     assert len(of_seed) == 4
     assert all(len(ran) == 1 for ran in of_seed.values()), "a round was shared between lanes"
     assert {lane for ran in of_seed.values() for lane in ran} == {0, 1}
@@ -191,10 +191,10 @@ def test_cores_are_shared_equally_and_threads_of_one_core_stay_together(tmp_path
         topology.mkdir(parents=True)
         (topology / "physical_package_id").write_text(f"{package}\n")
         (topology / "thread_siblings_list").write_text(f"{siblings}\n")
-    assert sorted(range(4), key=lambda core: _place_of(core, tmp_path)) == [0, 2, 1, 3]
-    assert [len(own) for own in shares(3, range(8), 8)] == [2, 2, 2]
-    assert [len(own) for own in shares(2, range(8), 2)] == [1, 1], "of a quota of two cores each lane has one"
-    assert shares(4, [0, 1], 2) == [[0, 1]] * 4
+    assert sorted(range(4), key=lambda core: _core_position(core, tmp_path)) == [0, 2, 1, 3]
+    assert [len(own) for own in split_cores(3, range(8), 8)] == [2, 2, 2]
+    assert [len(own) for own in split_cores(2, range(8), 2)] == [1, 1], "of a quota of two cores each lane has one"
+    assert split_cores(4, [0, 1], 2) == [[0, 1]] * 4
     assert lanes_in(Machine("cpu"), [])[0].cores == ()
 
 

@@ -88,7 +88,7 @@ def test_no_extra_is_forgotten_and_only_the_extra_train_can_be_needed_by_every_j
 )
 def test_a_package(requirement, found, status, words):
     finding = check_package(Requirement(requirement), found)
-    assert (finding.status, finding.found) == (status, words)
+    assert (finding.status, finding.detail) == (status, words)
     assert (finding.fix is None) == (status == "ok")
 
 
@@ -128,7 +128,7 @@ def test_what_is_known_of_colab(monkeypatch, tmp_path):
     assert [*check_colab()] == []
     monkeypatch.setattr(Path, "cwd", lambda: Path("/content"))
     (found,) = check_colab()
-    assert (found.status, "/content is lost" in found.found, "Drive" in str(found.fix)) == ("limited", True, True)
+    assert (found.status, "/content is lost" in found.detail, "Drive" in str(found.fix)) == ("limited", True, True)
     monkeypatch.setattr(Path, "cwd", lambda: Path("/content/drive/MyDrive"))
     assert [*check_colab()] == []
 
@@ -137,12 +137,12 @@ def test_what_each_gpu_tells_of_itself_and_what_is_lost_with_the_rest(stand_in):
     stand_in.set("gpu0.reasons", None, "gpu0.counter", "unsupported")
     first, second = check_meters()
     assert first.status == "limited"
-    told, lost = first.found.split("; not reported: ")
+    told, lost = first.detail.split("; not reported: ")
     assert told.startswith("memory, reserved memory, utilization, instant power")
     assert "clock event reasons (throttling goes unseen" in lost
     assert "energy counter (energy comes from power readings)" in lost
     assert "process list" not in lost
-    assert second.found.startswith("nothing; not reported: memory")
+    assert second.detail.startswith("nothing; not reported: memory")
     assert first.fix
 
 
@@ -157,10 +157,10 @@ def test_a_calibration_is_shown_where_there_is_one(stand_in, tmp_path, monkeypat
         name="NVIDIA H100", rates={"bfloat16": rate}, torch_version="2.13.0", measured_at="2026-01-02T03:04:05Z"
     ))  # fmt: skip
     first, second = check_calibration()
-    assert (first.status, first.found) == ("ok", "bfloat16 750.0 TFLOP/s; by torch 2.13.0 on 2026-01-02")
+    assert (first.status, first.detail) == ("ok", "bfloat16 750.0 TFLOP/s; by torch 2.13.0 on 2026-01-02")
     assert second.fix == "selectbench doctor --calibrate"
     next(tmp_path.glob("calibration-*")).write_text("{")
-    assert "damaged" in next(check_calibration()).found
+    assert "damaged" in next(check_calibration()).detail
 
 
 @pytest.mark.parametrize(
