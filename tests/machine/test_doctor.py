@@ -96,21 +96,21 @@ def test_a_gpu_that_torch_cannot_use_is_broken(with_driver, torch_of):
     site = torch_of(None)
     finding = with_driver(ASDICT.format("check_torch"), path=[site])
     assert finding["status"] == "broken"
-    assert finding["found"].endswith("torch 2.9.0 is built without CUDA")
+    assert finding["detail"].endswith("torch 2.9.0 is built without CUDA")
     assert finding["fix"].startswith("install a CUDA build")
     gpu = with_driver(ASDICT.format("check_gpu"), path=[site])
-    assert (gpu["status"], gpu["found"]) == ("ok", "NVIDIA H100, Old Board; driver 550.54.15")
+    assert (gpu["status"], gpu["detail"]) == ("ok", "NVIDIA H100, Old Board; driver 550.54.15")
 
 
 def test_a_gpu_that_torch_can_use(with_driver, torch_of):
     finding = with_driver(ASDICT.format("check_torch"), path=[torch_of("12.8")])
-    assert (finding["status"], finding["found"]) == ("ok", "built for CUDA 12.8")
+    assert (finding["status"], finding["detail"]) == ("ok", "built for CUDA 12.8")
 
 
 def test_a_driver_that_does_not_answer(with_driver):
     finding = with_driver(ASDICT.format("check_gpu"), STAND_IN_SCRIPT="")
     assert finding["status"] == "limited"
-    assert "Driver Not Loaded" in finding["found"]
+    assert "Driver Not Loaded" in finding["detail"]
 
 
 def test_gpus_that_a_variable_hides(with_driver):
