@@ -163,11 +163,10 @@ class Run(Shown):
         return row | derive(observe(record, self.suite)) | {SECONDS_TO_LOSS: seconds_to_loss}
 
     def _scores(self) -> _Rows:
-        every = [self.ranking.score_differences, *(found.differences for found in self.ranking.references)]
-        return list(ScoreDifference.model_fields), [one.model_dump() for own in every for one in own]
+        return list(ScoreDifference.model_fields), [one.model_dump() for one in self.ranking.score_differences]
 
     def _references(self) -> _Rows:
-        own = [name for name in Reference.model_fields if name not in ("scores", "differences", "samples")]
+        own = [name for name in Reference.model_fields if name not in ("scores", "samples")]
         scores = dict.fromkeys(name for found in self.ranking.references for name in found.scores)
         rows = [
             found.model_dump(include=set(own))

@@ -636,8 +636,6 @@ class Reference(Shown):
     cut: int
     scores: dict[str, ReferenceScore]
     """None where it has not answered all."""
-    differences: list[ScoreDifference]
-    """From the baseline's scores."""
     bits_per_byte: Number | None
     byte_perplexity: Number | None
     """2 to that power."""

@@ -188,37 +188,29 @@ def score_differences(
     return differences
 
 
-def references(asked: Mapping[str, ApiAnswers], baseline: Summary | None) -> list[Reference]:
+def references(asked: Mapping[str, ApiAnswers]) -> list[Reference]:
     """What is shown of models behind an API, those without all answers without scores."""
     found = []
     for name, one in asked.items():
-        scores, differences = {}, []
         known = (*SCORES, OWN_SCORE) if one.incomplete is None else ()
-        for score, value in ((score, one.scores[score]) for score in known if score in one.scores):
-            table = None if one.kept is None else table_of(score, one.kept)
-            ends: Sequence[float | None] = (None, None)
-            if one.kept is not None and table is not None:
-                theirs = _texts(score, baseline) if baseline is not None else {}
-                reason = _refused(score, [_Text(one.kept.references_sha256, value, table), *theirs.values()])
-                told: dict[str, object] = {"not_compared": reason or "the baseline has no such scores"}
-                if len(table) >= FEWEST_SENTENCES:
-                    own = resampled(score, table)
-                    ends = (sorted(own.drawn)[_TAIL - 1], sorted(own.drawn)[-_TAIL])
-                    if theirs and not reason:
-                        against = [resampled(score, text.table) for text in theirs.values()]
-                        told = {"sentences": len(table), **paired([own] * len(against), against)._asdict()}
-                told |= {"against": baseline.name if baseline else "", "seeds": len(theirs)}
-                differences.append(ScoreDifference.model_validate(told | {"score": score, "option": name}))
-            scores[score] = ReferenceScore(value=value, low=ends[0], high=ends[1])
+        scores = {score: _with_interval(score, one) for score in known if score in one.scores}
         bits = one.bits_per_byte if one.incomplete is None else None
         same = {key: getattr(one, key) for key in Reference.model_fields if key in ApiAnswers.__struct_fields__}
         shown = {
-            "name": name, "scores": scores, "differences": differences, "bits_per_byte": bits,
+            "name": name, "scores": scores, "bits_per_byte": bits,
             "byte_perplexity": None if bits is None or bits > 1000 else 2**bits,
             "samples": [asdict(sample) for sample in one.samples],
         }  # fmt: skip
         found.append(Reference.model_validate(same | shown))
     return found
+
+
+def _with_interval(score: str, one: ApiAnswers) -> ReferenceScore:
+    table, low, high = None if one.kept is None else table_of(score, one.kept), None, None
+    if table is not None and len(table) >= FEWEST_SENTENCES:
+        drawn = sorted(resampled(score, table).drawn)
+        low, high = drawn[_TAIL - 1], drawn[-_TAIL]
+    return ReferenceScore(value=one.scores[score], low=low, high=high)
 
 
 def _texts(name: str, summary: Summary) -> dict[int, _Text]:

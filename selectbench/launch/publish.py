@@ -15,7 +15,7 @@ from selectbench.analysis.ranking import rank
 from selectbench.analysis.recommendation import BEST_FILES
 from selectbench.analysis.result import Ranking
 from selectbench.analysis.scores import references
-from selectbench.analysis.summary import counted, summarise
+from selectbench.analysis.summary import counted
 from selectbench.analysis.tuning import search, with_best_settings
 from selectbench.data.prepared import sequences
 from selectbench.errors import ExitCode, UserError
@@ -133,8 +133,7 @@ class StoredRun(ReadRun):
             ranking = ranking.model_copy(update={"answer": f"{ranking.answer} {SHORT}"})
         more: dict[str, object] = {"search": search(self.declared, self.suite, self.records)}
         if asked := {name: one for name, one in self.answers.items() if name in self.suite.references}:
-            base = [one for one in summarise(self.suite, self.records)[0] if one.name == self.suite.baseline]
-            more["references"] = references(asked, next(iter(base), None))
+            more["references"] = references(asked)
         return ranking.model_copy(update=more)
 
     def _data_by_option(self) -> dict[str, dict[str, Any]]:

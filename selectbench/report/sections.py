@@ -234,7 +234,7 @@ def _references(ranking: Ranking) -> Iterator[doc.Section]:
     ]  # fmt: skip
     heads = ("answered", "tokens in", "tokens out", "cost", "median latency")
     notes = [f"{found.name}: {words}." for found in ranking.references for words in shown.reference_words(found)]
-    figures = "Their figures, with 95 % intervals over the choice of the test sentences"
+    figures = f"Their figures, with 95 % intervals over the choice of test sentences ({RESAMPLES:,} draws)"
     cost = "What they took, answers of earlier runs among it"
     tables = [
         *([doc.table(figures, ("reference", "score"), ("value", "interval"), quality)] if quality else []),
@@ -245,9 +245,7 @@ def _references(ranking: Ranking) -> Iterator[doc.Section]:
 
 def _differences(ranking: Ranking) -> Iterator[doc.Block]:
     """Differences of scores over the choice of the test sentences, and what they say and do not."""
-    marked = [one.model_copy(update={"option": f"{one.option} ({shown.NOT_TRAINED})"})
-              for found in ranking.references for one in found.differences]  # fmt: skip
-    every = [*ranking.score_differences, *marked]
+    every = ranking.score_differences
     if not every:
         return
     right = ("difference", "95 % interval", "p", "sentences", "seeds")

@@ -118,7 +118,7 @@ def test_a_reference_stands_beside_the_options_whatever_its_server_does(place: W
     assert found["latency_median_seconds"] > 0
     score = found["scores"]["chrf"]
     assert score["low"] <= score["value"] <= score["high"]
-    assert [one["against"] for one in found["differences"]] == ["t5", "t5"]
+    assert "differences" not in found, "nothing is tested with a reference"
     ranking = json.loads((folder / "ranking.json").read_text())
     assert [row["option"] for row in ranking["rows"]] == ["t5"]
     assert "hosted" not in ranking["answer"]
@@ -129,7 +129,7 @@ def test_a_reference_stands_beside_the_options_whatever_its_server_does(place: W
     assert float(rows["hosted"]["chrf"]) == score["value"]
     for name in ("report.md", "report.html"):
         text = (folder / name).read_text()
-        assert text.count("reference, not trained here") >= 6, "the ranking, scores, differences, samples"
+        assert text.count("reference, not trained here") >= 4, "the ranking, scores, samples"
         assert "answers without any text, scored as they are: 1" in text
     assert "hosted, reference, not trained here (some-model): BLEU" in said
     written = [path for path in place.folder.rglob("*") if path.is_file()]
