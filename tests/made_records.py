@@ -141,12 +141,12 @@ def _computes(option: str) -> str:
 
 def make_failure(
     option: str, seed: int, kind: str, detail: str = "what happened", attempt: int = 1,
-    meters: Meters | None = None, **readings: float,
+    meters: Meters | None = None,
 ) -> Record:  # fmt: skip
-    """A failed trial; `readings`: of its cores."""
+    """A failed trial."""
     return Record(
         trial=Trial(trial_id=f"{option}-{seed}", option=option, seed=seed, settings=NOTHING), round=seed,
-        attempt=attempt, outcome=convert({"kind": kind, "detail": detail, **readings}, Failed), wall_seconds=3.0,
+        attempt=attempt, outcome=convert({"kind": kind, "detail": detail}, Failed), wall_seconds=3.0,
         meters=meters, started_at="2026-01-02T03:04:05Z",
     )  # fmt: skip
 

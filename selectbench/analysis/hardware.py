@@ -158,7 +158,7 @@ def impossible(summary: Summary) -> list[str]:
 
 # What a row says of its GPUs: their state, memory and clocks, and why energy or cost is not known.
 
-_MAY_CAUSE = {"shared": ("oom", "timeout", "crashed"), "throttled": ("timeout",), "busy": ("timeout",)}
+_MAY_CAUSE = {"shared": ("oom", "timeout", "crashed"), "throttled": ("timeout",)}
 """Failures that are no finding about the option in these states."""
 
 Trials = list[list[GpuMeters]]
@@ -238,7 +238,7 @@ def failure_note(failed: Failed, state: metrics.State | None) -> str | None:
     """Why a failed trial is no finding about the option; None where no state of its hardware may have caused it."""
     if state is None or failed.kind not in _MAY_CAUSE.get(state.verdict, ()):
         return None
-    return f"this says nothing about the option: the {state.whose} was {state.verdict}: {state.detail}"
+    return f"this says nothing about the option: the GPU was {state.verdict}: {state.detail}"
 
 
 def gpu_warnings(device: str, summaries: Sequence[Summary]) -> list[str]:

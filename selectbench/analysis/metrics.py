@@ -425,12 +425,7 @@ class State(NamedTuple):
     @property
     def words(self) -> str:
         """`the machine was busy (...)`, `the GPU was throttled (...)`."""
-        return f"the {self.whose} was {self.verdict} ({self.detail})"
-
-    @property
-    def whose(self) -> str:
-        """`machine` or `GPU`."""
-        return "machine" if self.verdict == "busy" else "GPU"
+        return f"the {'machine' if self.verdict == 'busy' else 'GPU'} was {self.verdict} ({self.detail})"
 
 
 def state_of(record: Record) -> State | None:
@@ -464,10 +459,9 @@ def spoils(state: State | None, metric: str, *, counts_busy: bool) -> bool:
 
 
 def _busy(record: Record) -> State | None:
-    """The state of a trial's cores; None: they were its own, or nothing is known, or it trained on GPUs."""
-    m = record.outcome.measurement if isinstance(record.outcome, Completed) else record.outcome
-    worked = m.cpu_seconds
-    if not worked or (isinstance(m, Measurement) and m.peak_memory_allocated_bytes is not None):
+    """The state of a trial's cores; None: they were its own, nothing is known, or it failed or trained on GPUs."""
+    m = record.outcome.measurement if isinstance(record.outcome, Completed) else None
+    if m is None or not (worked := m.cpu_seconds) or m.peak_memory_allocated_bytes is not None:
         return None
     others = None if m.cores_seconds is None else (m.cores_seconds - worked) / worked
     if others is not None and others <= WAITED_SHARE:  # what its own threads do to each other is the option's doing
@@ -477,7 +471,7 @@ def _busy(record: Record) -> State | None:
         waited = m.run_queue_wait_seconds / worked
         told = f"threads waited for a core {waited:.2g} s for each second of work{beside}"
         return State("busy", told) if waited > WAITED_SHARE else None
-    taken = ((isinstance(m, Measurement) and m.involuntary_switches) or 0) / worked
+    taken = (m.involuntary_switches or 0) / worked
     told = f"a core was taken from threads {taken:.0f} times for each second of work{beside}"
     return State("busy", told) if taken > TAKEN_PER_SECOND else None
 

@@ -375,7 +375,7 @@ def busy_warnings(summaries: Sequence[Summary]) -> list[str]:
     busy = [summary for summary in summaries if summary.busy]
     if not busy:
         return []
-    trials, of = sum(len(s.busy) for s in busy), sum(len({*s.completed, *s.busy}) for s in summaries)
+    trials, of = sum(len(s.busy) for s in busy), sum(len(s.completed) for s in summaries)
     names = "; ".join(f"{s.name} {seeds_words(s.busy)}" for s in busy[:6]) + (" and more" if len(busy) > 6 else "")
     first = busy[0]
     example = f"{first.name}, seed {first.busy[0]}: {first.states[first.busy[0]].detail}"

@@ -24,7 +24,6 @@ from typing import Any, Literal, Self
 import msgspec
 
 import selectbench
-from selectbench.cores import Cores
 from selectbench.data.prepared import cache_root
 from selectbench.errors import says_out_of_memory
 from selectbench.gpu.devices import Gpu
@@ -503,8 +502,6 @@ class TrialRunner:
         self.listener = listener
         self.peers = peers
         self._pid: int | None = None
-        self._is_on_cpu = False
-        self._cores: Cores | None = None
         self._exit_status: int | None = None
         self._last_word: Finished | GaveUp | None = None
         self._stopped: Failed | None = None
@@ -525,7 +522,6 @@ class TrialRunner:
             folder.mkdir(exist_ok=True)
             (folder / ORDER_NAME).write_bytes(msgspec.json.format(ORDERS.write(order), indent=1))
         self._oom_kills_before = oom_kills()
-        self._is_on_cpu = isinstance(order, Order) and order.device == "cpu"
         self._started = self._last_sign = time.monotonic()
         starts_server = not self.server.is_running
         events, writing_end = os.pipe()
@@ -581,9 +577,6 @@ class TrialRunner:
                     if self._pid is None and "pid" in reply and starts_server:
                         self._server_start_seconds = time.monotonic() - self._started
                     self._pid = reply.get("pid", self._pid)
-                    if self._cores is None and self._pid is not None and self._is_on_cpu:
-                        self._cores = Cores(self._pid)
-                        self._cores.look()
                     self._exit_status = reply.get("exit")
                     if "ready" in reply:
                         self._last_sign = time.monotonic()
@@ -648,16 +641,9 @@ class TrialRunner:
                 self._kill()
         elif now >= deadline:  # also where the trial has said its last word and does not end
             if not isinstance(self._last_word, GaveUp):  # whose reason counts then
-                self._stopped = Failed(kind="timeout", detail=why, **self._core_times())
+                self._stopped = Failed(kind="timeout", detail=why)
             self._ask_whereabouts()
             self.peers.ask_whereabouts()
-
-    def _core_times(self) -> dict[str, Any]:
-        """How long the trial's threads worked and waited, as a failure's keys; {}: on GPUs, or not known."""
-        if self._cores is None:
-            return {}
-        self._cores.look()
-        return self._cores.found()
 
     def _ask_whereabouts(self) -> None:
         """Have the trial say where it is: the first process does in an event, ranks by stacks in their logs."""

@@ -503,12 +503,6 @@ class Failed(Recorded, frozen=True, kw_only=True, tag_field="status", tag="faile
     """oom, diverged, unsupported, timeout, crashed or interrupted."""
     detail: str
     """What happened, with the last lines of the log where it crashed."""
-    cpu_seconds: Amount | None = None
-    """CPU time of a CPU trial that ran out of time, since its start, summed over its threads; None: another one."""
-    run_queue_wait_seconds: Amount | None = None
-    """Time that these threads waited for a core, summed."""
-    cores_seconds: Amount | None = None
-    """Time that the cores which it might use worked for any process."""
 
 
 Outcome = Completed | Failed

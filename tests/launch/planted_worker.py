@@ -45,8 +45,6 @@ def run_trial(order, emit):
         child = subprocess.Popen(sleeper, start_new_session=True)
         print(f"daemon {child.pid}", flush=True)
         os._exit(0)
-    while what == "spins":
-        pass
     if what == "hangs":
         signal.pause()
     if what == "hangs_with_stack":

@@ -118,20 +118,6 @@ def test_a_silent_trial_times_out(bench: Bench) -> None:
     assert "limits.stall_seconds" in outcome.detail
 
 
-def test_a_trial_over_its_time_has_what_its_threads_waited_for_a_core(bench: Bench) -> None:
-    assert failure(bench.run("raises")).kind == "crashed"  # its server has started
-    others = processes.on_each_core()
-    outcome = failure(bench.run("spins", trial_seconds=4.0))
-    for other in others:
-        other.kill()
-    assert outcome.kind == "timeout"
-    assert outcome.cpu_seconds
-    assert outcome.run_queue_wait_seconds
-    assert outcome.cores_seconds
-    assert outcome.run_queue_wait_seconds > 0.05 * outcome.cpu_seconds
-    assert outcome.cores_seconds > 1.05 * outcome.cpu_seconds
-
-
 def test_a_trial_over_its_time_leaves_its_stack(bench: Bench) -> None:
     outcome = failure(bench.run("hangs_with_stack", trial_seconds=1.5))
     assert outcome.kind == "timeout"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_records import make_record
+from made_records import make_failure, make_record
 from msgspec.structs import replace
 
 from selectbench.errors import UserError
@@ -137,10 +137,13 @@ def test_a_newer_schema_is_left_out_and_named(tmp_path: Path) -> None:
     assert "schema version 99 is newer" in notes[0]
 
 
-def test_a_key_of_a_later_version_does_no_harm(tmp_path: Path) -> None:
+def test_a_key_of_another_version_does_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_bytes(RECORDS.write(make_record("a", 0)).removesuffix(b"}") + b',"novelty":1}\n')
     assert read_records(path) == ([make_record("a", 0)], [])
+    late = make_failure("a", 0, "timeout", "not done")
+    path.write_bytes(RECORDS.write(late).replace(b'"detail":', b'"cpu_seconds":20.5,"detail":') + b"\n")
+    assert read_records(path) == ([late], [])
 
 
 def test_where_nothing_can_be_written_it_says_so(tmp_path: Path) -> None:
