@@ -242,14 +242,20 @@ class _Answer:
     def _with_ratio(self, row: Row) -> Figure:
         return with_ratio(self.suite, self.metric, row)
 
+    @property
+    def _by(self) -> str:
+        """What decides, where a figure alone does not say it."""
+        return "" if self.metric.after_figure else f" by {self.metric.title}"
+
     def _verdict(self) -> str:
         if not self.placed:
             return self._without_ranks()
         best, *others = self.placed
         if len(self.suite.options) == 1:
-            return f"{best.option}: {figure(self.metric, best)}; there is no other option to compare it with."
+            alone = "there is no other option to compare it with"
+            return f"{best.option}{self._by}: {figure(self.metric, best)}; {alone}."
         if not others:
-            return f"{best.option} is the only option that could be ranked: {self._with_ratio(best)}."
+            return f"{best.option} is the only option that could be ranked{self._by}: {self._with_ratio(best)}."
         if tied := [row for row in others if row.option in best.tied_with]:
             return self._tie(best, tied)
         held = [c.constraint for c in best.constraints if c.verdict == "holds"]
@@ -293,12 +299,12 @@ class _Answer:
         first, *others = sorted(shown, key=lambda row: sign * (row.metrics[name].value or 0.0))
         if not others:
             return (
-                f"{first.option} is the only option with a figure that fails no constraint: "
+                f"{first.option} is the only option with a figure that fails no constraint{self._by}: "
                 f"{self._with_ratio(first)}."
             )
         return (
-            f"No verdict: {self._no_order(shown)}. By the measured figures alone {first.option} comes first: "
-            f"{self._with_ratio(first)}; next {others[0].option}: {self._with_ratio(others[0])}."
+            f"No verdict: {self._no_order(shown)}. By the measured figures alone {first.option} comes first"
+            f"{self._by}: {self._with_ratio(first)}; next {others[0].option}: {self._with_ratio(others[0])}."
         )
 
     def _no_order(self, shown: Sequence[Row]) -> str:
@@ -336,7 +342,7 @@ class _Answer:
         alone = (
             f" {listed(apart)} shared no seed with {best.option}, so the two can't be compared." if apart else ""
         )
-        return f"Too close to call between {names}: {figures}.{more}{alone}"
+        return f"Too close to call{self._by} between {names}: {figures}.{more}{alone}"
 
     def _open(self) -> str:
         """Rows that might come first, if it were known whether they hold a constraint."""
@@ -441,7 +447,10 @@ class _Answer:
 
 
 def _kinds(row: Row) -> str:
-    return listed(sorted({failure.kind for failure in row.failures}))
+    """Of its failures, and whether the state of the hardware may have caused all of them."""
+    may_be_machine = bool(row.failures) and all(failure.note for failure in row.failures)
+    kinds = listed(sorted({failure.kind for failure in row.failures}))
+    return f"{kinds}, perhaps the machine's fault" if may_be_machine else kinds
 
 
 def _seeds_more(settling: Settling) -> str:
