@@ -31,7 +31,7 @@ _NO_ANSWER: tuple[type[Exception], ...] = (
 
 @contextmanager
 def started() -> Iterator[None]:
-    """The library is loaded inside. Raises pynvml.NVMLError where there is no driver."""
+    """Inside, NVML is loaded. Raises pynvml.NVMLError where there is no driver."""
     pynvml.nvmlInit()
     try:
         yield
@@ -49,13 +49,13 @@ def problem() -> str | None:
 
 
 def board_of(handle: Any) -> Any:
-    """The whole GPU behind a MIG slice; the handle itself where it is no slice."""
+    """The handle of the GPU that a MIG slice is on; the handle itself where it is no slice."""
     parent = ask(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle)
     return handle if parent is None else parent
 
 
 def ask(call: Callable[..., Any], *arguments: Any) -> Any | None:
-    """The answer, or None where this GPU or this driver has none."""
+    """The call's answer, or None where this GPU or this driver has none."""
     try:
         answer = call(*arguments)
     except _NO_ANSWER:
@@ -63,7 +63,7 @@ def ask(call: Callable[..., Any], *arguments: Any) -> Any | None:
     return tuple(answer) if isinstance(answer, list) else answer
 
 
-# What torch's CUDA devices are, asked of torch in a process of its own: this one stays without torch and CUDA.
+# Torch's CUDA devices, which another process asks torch for: this one stays without torch and CUDA.
 #
 # CUDA numbers boards by speed, or by bus under CUDA_DEVICE_ORDER=PCI_BUS_ID; NVML always by bus. Where a number
 # alone does not say which board is meant, UUID and bus id do.
@@ -89,15 +89,15 @@ torch = find_spec("torch")
 if torch is None or not runpy.run_path(str(Path(torch.origin).with_name("version.py"))).get("cuda"):
     sys.exit("torch is not built for CUDA")
 """
-"""Ends before importing torch takes its seconds for nothing."""
+"""Ends the probe before it spends seconds on importing a torch without CUDA."""
 PROBE_SECONDS = 120
 
 
 class TorchDevice(msgspec.Struct, frozen=True):
-    """One of torch's CUDA devices, as trials report them too; None: this torch does not say."""
+    """One of torch's CUDA devices, as trials report them too; None: this torch does not report it."""
 
     uuid: str | None
-    """Without `GPU-`; that of the slice or of its board where MIG is on."""
+    """UUID without `GPU-`; that of the slice or of its board where MIG is on."""
     pci_bus_id: str | None
     """`00000000:3B:00.0`."""
 
@@ -106,7 +106,7 @@ class TorchDevice(msgspec.Struct, frozen=True):
 
 
 def read_probe(output: str) -> list[TorchDevice] | None:
-    """The devices that the probe printed, in torch's order; None: it did not come to its end."""
+    """The devices that the probe printed, in torch's order; None: it did not run to its end."""
     try:
         return [TorchDevice(*facts) for facts in json.loads(output.rstrip().rpartition("\n")[2])]
     except (ValueError, TypeError):
@@ -114,21 +114,21 @@ def read_probe(output: str) -> list[TorchDevice] | None:
 
 
 def devices_of_torch() -> list[TorchDevice] | None:
-    """What this interpreter's torch shows here, in its order; None: no torch built for CUDA, or it fails."""
+    """The CUDA devices of this interpreter's torch, in its order; None: no torch built for CUDA, or it fails."""
     return _ask(os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("CUDA_DEVICE_ORDER"))
 
 
 @cache
 def _ask(_visible: str | None, _order: str | None) -> list[TorchDevice] | None:
-    """Once for each value of the two variables, as torch takes seconds to start."""
+    """`devices_of_torch`, cached by the two variables, as torch takes seconds to start."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-P", "-c", FOR_CUDA_ONLY + PROBE], capture_output=True, text=True, check=False,
             timeout=PROBE_SECONDS, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return read_probe(done.stdout) or None if done.returncode == 0 else None
+    return read_probe(process.stdout) or None if process.returncode == 0 else None
 
 
 def same_uuid(device: TorchDevice, uuids: Sequence[str]) -> bool:
@@ -137,11 +137,11 @@ def same_uuid(device: TorchDevice, uuids: Sequence[str]) -> bool:
 
 
 def same_bus_id(device: TorchDevice, bus_id: str | None) -> bool:
-    """Whether torch's device is on NVML's place of the PCI bus."""
+    """Whether torch's device has NVML's bus id."""
     if device.pci_bus_id is None or bus_id is None:
         return False
     domain, _, rest = bus_id.upper().partition(":")
-    return device.pci_bus_id.upper() == f"{domain:0>8}:{rest}"  # older drivers tell four digits of the domain
+    return device.pci_bus_id.upper() == f"{domain:0>8}:{rest}"  # older drivers report four digits of the domain
 
 
 # Which of NVML's devices CUDA would show this process, and in which order.
@@ -163,24 +163,24 @@ def visible_handles() -> list[Any]:
     own: where they may differ from NVML's, torch is asked; where that fails they are taken for NVML's. A number,
     or a whole board's UUID, stands for the board's first slice where it has MIG on.
     """
-    # By NVML's index; None in the place of one that has fallen off the bus.
+    # By NVML's index; None for a board that has fallen off the bus.
     boards = [ask(pynvml.nvmlDeviceGetHandleByIndex, index) for index in range(pynvml.nvmlDeviceGetCount())]
     devices = [device for board in boards for device in devices_on(board)]
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if variable is None:
         return _shown_together(devices)
-    entries = [entry.strip() for entry in named.split(",") if entry.strip()]
+    entries = [entry.strip() for entry in variable.split(",") if entry.strip()]
     if _numbers_are_unsure(entries, boards) and (shown := devices_of_torch()):
         ordered = in_torch_order(shown, devices)
         if ordered is not None:
             return ordered
-    chosen = list(takewhile(lambda handle: handle is not None, (_find(entry, boards) for entry in entries)))
-    uuids = {pynvml.nvmlDeviceGetUUID(handle) for handle in chosen}
-    return _shown_together(chosen if len(uuids) == len(chosen) else [])
+    named_handles = list(takewhile(lambda handle: handle is not None, (_find(entry, boards) for entry in entries)))
+    uuids = {pynvml.nvmlDeviceGetUUID(handle) for handle in named_handles}
+    return _shown_together(named_handles if len(uuids) == len(named_handles) else [])
 
 
 def devices_on(board: Any | None) -> list[Any]:
-    """The board itself, or its slices where it has MIG on, or nothing where it does not answer."""
+    """The board, or its slices where it has MIG on; empty where it does not answer."""
     if board is None or ask(pynvml.nvmlDeviceGetUUID, board) is None:
         return []
     if not has_mig_on(board):
@@ -191,7 +191,7 @@ def devices_on(board: Any | None) -> list[Any]:
 
 
 def has_mig_on(board: Any) -> bool:
-    """Whether the board is cut into slices now; a mode that waits for a reset does not count."""
+    """Whether MIG is on now; a mode that waits for a reset does not count."""
     mode = ask(pynvml.nvmlDeviceGetMigMode, board)
     return mode is not None and mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE
 
@@ -202,25 +202,26 @@ def is_slice(handle: Any) -> bool:
 
 
 def _find(entry: str, boards: list[Any | None]) -> Any | None:
-    """The device that an entry of CUDA_VISIBLE_DEVICES names; of a board with MIG on its first slice."""
+    """The device that an entry of CUDA_VISIBLE_DEVICES names; for a board with MIG on, its first slice."""
     if entry.isdecimal():
         return next(iter(devices_on(boards[int(entry)])), None) if int(entry) < len(boards) else None
     slices = [device for board in boards for device in devices_on(board) if is_slice(device)]
-    if (one := _by_beginning(entry, slices)) is not None:
-        return one
+    if (slice_ := _by_beginning(entry, slices)) is not None:
+        return slice_
     if entry.startswith("MIG-"):  # or MIG-GPU-<uuid of the board>/<GPU instance>/<compute instance>, before R470
         return ask(pynvml.nvmlDeviceGetHandleByUUID, entry)
     return next(iter(devices_on(_by_beginning(entry, boards))), None)
 
 
 def _by_beginning(entry: str, handles: list[Any | None]) -> Any | None:
+    """The one device whose UUID begins with the entry; None: no device, or several."""
     present = [handle for handle in handles if handle is not None]
-    matching = [each for each in present if (ask(pynvml.nvmlDeviceGetUUID, each) or "").startswith(entry)]
+    matching = [handle for handle in present if (ask(pynvml.nvmlDeviceGetUUID, handle) or "").startswith(entry)]
     return matching[0] if len(matching) == 1 else None
 
 
 def _shown_together(devices: list[Any]) -> list[Any]:
-    """What of these one process gets to see."""
+    """Those of these devices that the driver shows to one process."""
     slices = [device for device in devices if is_slice(device)]
     if not slices:
         return devices
@@ -233,10 +234,10 @@ def _shown_together(devices: list[Any]) -> list[Any]:
 
 
 def _instance(device: Any) -> tuple[str, int | str | None]:
-    """The GPU instance that a slice is in, by its board; a device is its own where the driver does not say."""
-    own = pynvml.nvmlDeviceGetUUID(device)
+    """A key of a slice's GPU instance: the board's UUID and its number; the device's UUID where there is none."""
+    uuid = pynvml.nvmlDeviceGetUUID(device)
     number = ask(pynvml.nvmlDeviceGetGpuInstanceId, device) if is_slice(device) else None
-    return (own, None) if number is None else (pynvml.nvmlDeviceGetUUID(board_of(device)), number)
+    return (uuid, None) if number is None else (pynvml.nvmlDeviceGetUUID(board_of(device)), number)
 
 
 def _numbers_are_unsure(entries: list[str], boards: list[Any | None]) -> bool:
@@ -250,27 +251,27 @@ def _numbers_are_unsure(entries: list[str], boards: list[Any | None]) -> bool:
 
 def in_torch_order(shown: list[TorchDevice], devices: list[Any]) -> list[Any] | None:
     """NVML's handle of each of torch's devices; None: not all could be matched."""
-    left = list(devices)
+    unmatched = list(devices)
     handles = []
     for device in shown:
         # Slices of one board share its bus id, so a UUID that fits goes first.
-        fitting = [handle for handle in left if same_uuid(device, uuids_of(handle))]
-        fitting += [handle for handle in left if same_bus_id(device, bus_id_of(handle))]
-        if not fitting:
+        matches = [handle for handle in unmatched if same_uuid(device, uuids_of(handle))]
+        matches += [handle for handle in unmatched if same_bus_id(device, bus_id_of(handle))]
+        if not matches:
             return None
-        handles.append(fitting[0])
-        left.remove(fitting[0])
+        handles.append(matches[0])
+        unmatched.remove(matches[0])
     return handles
 
 
 def uuids_of(handle: Any) -> list[str]:
     """The device's own UUID and its board's, which differ where it is a slice."""
-    uuids = [ask(pynvml.nvmlDeviceGetUUID, each) for each in (handle, board_of(handle))]
+    uuids = [ask(pynvml.nvmlDeviceGetUUID, device) for device in (handle, board_of(handle))]
     return [uuid for uuid in uuids if uuid is not None]
 
 
 def bus_id_of(handle: Any) -> str | None:
-    """The board's, `00000000:3B:00.0`."""
+    """The bus id of the device's board, `00000000:3B:00.0`."""
     pci = ask(pynvml.nvmlDeviceGetPciInfo, board_of(handle))
     bus_id = pci.busId if pci else None
     return bus_id.decode() if isinstance(bus_id, bytes) else bus_id
@@ -281,21 +282,21 @@ class Gpu:
     """One GPU, or one MIG slice of a GPU."""
 
     name: str
-    """As the driver calls it, `NVIDIA H200`."""
+    """The driver's name of it, `NVIDIA H200`."""
     uuid: str
     """`GPU-...` or `MIG-...`."""
     index: int | None
-    """NVML's and nvidia-smi's number of the board."""
+    """The board's number in NVML and nvidia-smi."""
     is_mig: bool
     """Whether it is a slice of a board."""
     pci_bus_id: str | None
-    """`00000000:3B:00.0`."""
+    """The board's bus id, `00000000:3B:00.0`."""
     memory_total_bytes: int | None
-    """Of the slice, where it is one."""
+    """Memory of the board, or of the slice."""
     compute_capability: tuple[int, int] | None
-    """(9, 0) for Hopper."""
+    """Compute capability, (9, 0) for Hopper."""
     power_limit_watts: float | None
-    """What the board may draw as it is set now."""
+    """The board's power limit as it is set now."""
     ecc_enabled: bool | None
     """Whether memory errors are corrected, which costs bandwidth on some boards."""
     max_sm_clock_hertz: float | None
@@ -303,13 +304,13 @@ class Gpu:
     cores: int | None
     """CUDA cores of the whole GPU."""
     driver_version: str | None
-    """`570.124.06`."""
+    """Version of the driver, `570.124.06`."""
     cuda_driver_version: tuple[int, int] | None
     """The newest CUDA that the driver runs, (12, 8)."""
 
 
 def gpus() -> list[Gpu]:
-    """The GPUs that CUDA would show this process, by `visible_handles`. No driver: no GPU.
+    """The GPUs that CUDA would show this process, by `visible_handles`; empty without a driver.
 
     In NVML's order (by PCI bus, as nvidia-smi) unless CUDA_VISIBLE_DEVICES names them in another.
     """
@@ -347,14 +348,14 @@ def _describe(handle: Any) -> Gpu:
 def first_difference(shown: Sequence[TorchDevice], gpus: Sequence[Gpu]) -> str | None:
     """The first place where torch shows another device than NVML's GPU, naming both; None: there is none.
 
-    A device that torch tells neither UUID nor bus id of is only counted.
+    A device without a UUID and a bus id by torch is only counted.
     """
     for number in range(max(len(shown), len(gpus))):
         device = shown[number] if number < len(shown) else None
         gpu = gpus[number] if number < len(gpus) else None
         if device is None or gpu is None or not _same(device, gpu):
-            ours = "no GPU was taken" if gpu is None else f"{gpu.name}, {gpu.uuid} at {gpu.pci_bus_id}, was taken"
-            return f"its cuda:{number} is {'not there' if device is None else device}, and {ours}"
+            taken = "no GPU was taken" if gpu is None else f"{gpu.name}, {gpu.uuid} at {gpu.pci_bus_id}, was taken"
+            return f"its cuda:{number} is {'not there' if device is None else device}, and {taken}"
     return None
 
 
@@ -362,7 +363,7 @@ def _same(device: TorchDevice, gpu: Gpu) -> bool:
     if device.uuid is None and (device.pci_bus_id is None or gpu.pci_bus_id is None):
         return True
     uuids = [gpu.uuid]
-    with suppress(pynvml.NVMLError), started():  # of a slice the board's too, where NVML still knows it
+    with suppress(pynvml.NVMLError), started():  # with the board's UUID of a slice, where NVML still knows it
         uuids += uuids_of(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid))
     return same_uuid(device, uuids) or same_bus_id(device, gpu.pci_bus_id)
 
@@ -378,17 +379,17 @@ TOPOLOGY_LEVELS = {
 """How two GPUs reach each other over PCIe, in the words of `nvidia-smi topo -m`."""
 
 
-def topology(these: list[Gpu]) -> list[list[str | None]]:
+def topology(gpus: list[Gpu]) -> list[list[str | None]]:
     """How each GPU reaches each other: `NVL`, `PIX`, `PXB`, `PHB`, `NODE`, `SYS`, `X` for itself, None unknown.
 
     Shape (GPUs, GPUs). The words are those of `nvidia-smi topo -m`, from near to far.
     """
-    ways: list[list[str | None]] = [["X" if a is b else None for b in these] for a in these]
-    if not these:
+    ways: list[list[str | None]] = [["X" if a is b else None for b in gpus] for a in gpus]
+    if not gpus:
         return ways
     with suppress(pynvml.NVMLError), started():
-        handles = [board_of(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)) for gpu in these]
-        for row, column in permutations(range(len(these)), 2):
+        handles = [board_of(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)) for gpu in gpus]
+        for row, column in permutations(range(len(gpus)), 2):
             pair = handles[row], handles[column]
             linked = ask(pynvml.nvmlDeviceGetP2PStatus, *pair, pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
             level = ask(pynvml.nvmlDeviceGetTopologyCommonAncestor, *pair)
@@ -397,7 +398,7 @@ def topology(these: list[Gpu]) -> list[list[str | None]]:
     return ways
 
 
-# What a GPU says of itself at one moment.
+# Readings of a GPU at one moment.
 
 
 CLOCK_LIMITS = {
@@ -421,28 +422,28 @@ class MemoryReading:
     """A device's memory."""
 
     used_bytes: int
-    """By whomever; what the driver keeps for itself is in it only where `reserved_bytes` is None."""
+    """Memory used by any process; the driver's own part is in it only where `reserved_bytes` is None."""
     total_bytes: int
     reserved_bytes: int | None
-    """Kept by the driver itself; None: it does not tell the two apart."""
+    """Memory that the driver keeps for itself; None: it does not report that apart."""
 
 
 @dataclass(frozen=True)
 class StateReading:
-    """What a device is doing."""
+    """A device's load, power, clocks and temperature."""
 
     utilization: float | None
     """Share of the driver's last sampling period, at most a second, in which something ran, 0 to 1."""
     instant_power_watts: float | None
     average_power_watts: float | None
-    """Over about a second; at the moment on boards before Ampere, and on A100."""
+    """Average over about a second; instant power on boards before Ampere, and on A100."""
     energy_joules: float | None
-    """By the board's counter, since the driver was loaded."""
+    """Energy by the board's counter, since the driver was loaded."""
     temperature_celsius: float | None
     sm_clock_hertz: float | None
     memory_clock_hertz: float | None
     clock_limits: int | None
-    """What holds the clocks down: bits of CLOCK_LIMITS."""
+    """Reasons that hold the clocks down: bits of CLOCK_LIMITS."""
 
 
 @dataclass(frozen=True)
@@ -450,15 +451,15 @@ class Tenant:
     """A process that computes on a GPU."""
 
     pid: int
-    """As the driver numbers it, in a container not as the container does."""
+    """The driver's number of it, which is not the container's."""
     memory_bytes: int | None
-    """What it holds; None: the driver does not say."""
+    """Memory that it holds; None: the driver does not report it."""
     name: str | None = None
-    """Of its command; None: it was not asked for, or can't be seen from here."""
+    """Its command's name; None: not looked up, or it can't be seen from here."""
 
 
 def read_memory(handle: Any) -> MemoryReading | None:
-    """The device's or the slice's memory; the call that tells the driver's own part apart goes first."""
+    """The memory of a device or slice; the call that reports the driver's own part apart is tried first."""
     memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
     if memory is not None:
         return MemoryReading(memory.used, memory.total, memory.reserved)
@@ -467,7 +468,7 @@ def read_memory(handle: Any) -> MemoryReading | None:
 
 
 def read_state(handle: Any) -> StateReading:
-    """The device's, or of the board that a slice is on."""
+    """The state of a device, or of the board that a slice is on."""
     board = board_of(handle)
     rates = ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
     instant, average = _fields(board, INSTANT_POWER, AVERAGE_POWER)
@@ -488,7 +489,7 @@ def read_state(handle: Any) -> StateReading:
 
 
 def read_processes(handle: Any) -> list[Tenant] | None:
-    """Whatever computes on it, MPS clients among them; None: the driver does not say.
+    """Processes that compute on a device, MPS clients among them; None: the driver does not list them.
 
     In most containers the list is empty, whoever is there.
     """
@@ -501,7 +502,7 @@ def read_processes(handle: Any) -> list[Tenant] | None:
 
 
 def problem_of(handle: Any) -> str | None:
-    """Why the device answers nothing at all, in the driver's words; None: it is there."""
+    """Why the device does not answer at all, in the driver's words; None: it answers."""
     try:
         pynvml.nvmlDeviceGetName(handle)  # every board that is there has one
     except pynvml.NVMLError as error:
@@ -510,7 +511,7 @@ def problem_of(handle: Any) -> str | None:
 
 
 def _fields(board: Any, *numbers: int) -> list[int | None]:
-    """Unsigned values by field id."""
+    """Unsigned values of a board's fields, by their ids; None: not answered."""
     # Without a scope of its own, zero: the GPU's, not the module's.
     answers = ask(pynvml.nvmlDeviceGetFieldValues, board, list(numbers))
     if answers is None:
@@ -535,12 +536,12 @@ IDLE_MEMORY_SHARE = 0.02
 
 @dataclass(frozen=True)
 class Use:
-    """What goes on on a GPU; None where the board or the driver does not say."""
+    """How a GPU is used right now; None where the board or the driver does not report it."""
 
     memory_used_bytes: int | None = None
-    """By whomever, without what the driver keeps for itself where it tells the two apart."""
+    """Memory used by any process, without the driver's own part where that is reported apart."""
     memory_total_bytes: int | None = None
-    """Of the slice, where it is one."""
+    """Memory of the board, or of the slice."""
     utilization: float | None = None
     """Share of the last second or less in which something ran, 0 to 1; a slice has none."""
     tenants: tuple[Tenant, ...] = ()
@@ -550,7 +551,7 @@ class Use:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody is on it, as far as it says."""
+        """Whether nothing uses the GPU, as far as it reports."""
         return not (self.problem or self.tenants or self.computes or self.holds_memory)
 
     @property
@@ -560,20 +561,20 @@ class Use:
 
     @property
     def holds_memory(self) -> bool:
-        """Whether more than `IDLE_MEMORY_BYTES`, and than that share of all, is in use."""
+        """Whether more than `IDLE_MEMORY_BYTES` and `IDLE_MEMORY_SHARE` of the memory is in use."""
         most = max(IDLE_MEMORY_BYTES, IDLE_MEMORY_SHARE * (self.memory_total_bytes or 0))
         return self.memory_used_bytes is not None and self.memory_used_bytes > most
 
 
 def use_of(gpu: Gpu) -> Use:
-    """What goes on on it now."""
+    """How the GPU is used right now."""
     try:
         with started():
             handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
-            if lost := problem_of(handle):
-                return Use(problem=lost)
+            if reason := problem_of(handle):
+                return Use(problem=reason)
             memory, rates = read_memory(handle), ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
-            tenants = [replace(one, name=command_name(one.pid)) for one in read_processes(handle) or ()]
+            tenants = [replace(tenant, name=command_name(tenant.pid)) for tenant in read_processes(handle) or ()]
     except pynvml.NVMLError as error:
         return Use(problem=str(error))
     return Use(
@@ -585,7 +586,7 @@ def use_of(gpu: Gpu) -> Use:
 
 
 def command_name(pid: int) -> str | None:
-    """The process's command as the kernel names it; None: it is gone, or not to be seen from here."""
+    """The process's command as the kernel names it; None: it has ended, or can't be seen from here."""
     try:
         return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip() or None
     except OSError:
@@ -665,26 +666,26 @@ _SHEETS = {
 
 
 def peak_flops_per_second(gpu_name: str, dtype: MatmulDtype) -> float | None:
-    """Of dense matrix products in this dtype, for the whole board; None: not known."""
+    """Peak rate of dense matrix products in this dtype, for the whole board; None: not known."""
     sheet = _SHEETS.get(gpu_name.removeprefix("NVIDIA "))
     tera = None if sheet is None else getattr(sheet, dtype)
     return None if tera is None else tera * 1e12
 
 
 def sheet_name(words: str) -> str:
-    """The driver's name of the one GPU that words mean, `H100-SXM-80GB`; the words where none or several fit."""
-    asked = words.lower().replace("-", " ").split()
-    fitting = [
+    """The driver's name of the one GPU that words such as `H100-SXM-80GB` fit; the words unless one fits."""
+    wanted = words.lower().replace("-", " ").split()
+    matches = [
         name for name in _SHEETS
         if all(
-            any(word.startswith(one) or (one.startswith("sxm") and word == "hbm3") for word in own)
-            for own in [name.lower().replace("-", " ").split()] for one in asked
+            any(word.startswith(part) or (part.startswith("sxm") and word == "hbm3") for word in name_parts)
+            for name_parts in [name.lower().replace("-", " ").split()] for part in wanted
         )
     ]  # fmt: skip
-    return f"NVIDIA {fitting[0]}" if len(fitting) == 1 else words
+    return f"NVIDIA {matches[0]}" if len(matches) == 1 else words
 
 
 def source(gpu_name: str) -> str | None:
-    """Where the GPU's figures are from; None: it has none."""
+    """The source of the GPU's figures; None: its sheet is not known."""
     sheet = _SHEETS.get(gpu_name.removeprefix("NVIDIA "))
     return sheet.source if sheet else None

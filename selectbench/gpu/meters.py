@@ -1,4 +1,4 @@
-"""The meters of a run's GPUs: waiting until they are idle, watching a trial, and what its record says of them."""
+"""The meters of a run's GPUs: waiting until they are idle, reading them over a trial, and the record's figures."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from selectbench.suite.suite import MeterSettings
 
 
 def tenant_text(tenant: Tenant) -> str:
-    """`pid 4711 (python) holds 3.2 GiB`, as far as it is known."""
+    """`pid 4711 (python) holds 3.2 GiB`, without parts that are not known."""
     name = f" ({tenant.name})" if tenant.name else ""
     holds = f" holds {units.size(tenant.memory_bytes)}" if tenant.memory_bytes else ""
     return f"pid {tenant.pid}{name}{holds}"
 
 
-# Waiting until the GPUs are as they were before the first trial, so that no trial pays for the one before.
+# Waiting until GPUs are as they were before the first trial, so that no trial is slowed by the one before.
 
 
 TOLERANCE_BYTES = 64 << 20
-"""By which a GPU's memory may differ and still be the same: drivers keep a little more or less."""
+"""Difference of a GPU's memory that counts as none: drivers keep a little more or less."""
 SETTLE_INTERVAL_SECONDS = 0.2
-"""Between two readings; the driver's utilisation is of up to the last second."""
+"""Time between two readings; the driver's utilisation covers up to the last second."""
 
 Clock = Callable[[], float]
 Pause = Callable[[float], object]
@@ -48,9 +48,9 @@ class Ready:
 
     uses: list[Use]
     settled: bool | None
-    """Whether their memory was back; None: not known."""
+    """Whether their memory was freed; None: not known."""
     held: list[str]
-    """What holds the memory that is not back, a sentence for each GPU."""
+    """What holds memory that was not freed, a sentence for each GPU."""
 
 
 def settle(
@@ -61,20 +61,20 @@ def settle(
     gave_up: Callable[[], bool],
     clock: Clock = time.monotonic,
 ) -> Ready:
-    """Wait until each GPU's memory is back at its baseline and nothing computes on it that did not before.
+    """Wait until each GPU's memory is back at its baseline, and none computes that did not before.
 
     At most `most_seconds`, or until `gave_up`; `pause` waits for so many seconds.
     """
-    until = clock() + most_seconds
+    deadline = clock() + most_seconds
     while True:
         uses = [use_of(gpu) for gpu in gpus]
         pairs = list(zip(uses, baseline, strict=True))
         holding = [_holds_more(use, before) for use, before in pairs]
         computing = any(use.computes and not before.computes for use, before in pairs)
-        if not (any(holding) or computing) or gave_up() or clock() >= until:
+        if not (any(holding) or computing) or gave_up() or clock() >= deadline:
             break
         pause(SETTLE_INTERVAL_SECONDS)
-    held = [
+    sentences = [
         f"GPU {gpu.index if gpu.index is not None else gpu.uuid} ({gpu.name}): {units.size(use.memory_used_bytes)} "
         f"of its memory in use, {units.size(before.memory_used_bytes)} before the first trial: "
         + (", ".join(map(tenant_text, use.tenants)) or "held by processes that are not visible from here")
@@ -82,7 +82,7 @@ def settle(
         if holds_more
     ]
     is_known = all(use.memory_used_bytes is not None for pair in pairs for use in pair)
-    return Ready(uses, not held if is_known else None, held)
+    return Ready(uses, not sentences if is_known else None, sentences)
 
 
 def _holds_more(use: Use, baseline: Use) -> bool:
@@ -94,19 +94,19 @@ def _holds_more(use: Use, baseline: Use) -> bool:
 
 
 FIRST_SETTLE_SECONDS = 5.0
-"""Longest wait for GPUs to be idle before the first trial; one that is then at work is so for somebody else."""
+"""Longest wait for idle GPUs before the first trial; one that still computes does so for somebody else."""
 ON_THE_CPU = "trained on the CPU"
 
 
 class GpuWatch:
-    """Holds the driver's library from the first trial to the last: starting it can take a second."""
+    """Meters a run's GPUs. It keeps NVML loaded from the first trial to the last: loading can take a second."""
 
     def __init__(
         self, gpus: Sequence[Gpu], settings: MeterSettings, pause: Pause, gave_up: Callable[[], bool]
     ) -> None:
-        """`gpus`: those of the run, in the order of ranks; none on a CPU.
+        """`gpus`: the run's GPUs, in the order of ranks; empty on a CPU.
 
-        `pause` waits for so many seconds; `gave_up`: whether the run is to end, and nothing is to be waited for.
+        `pause` waits for so many seconds; `gave_up`: whether the run is ending, so that waiting is pointless.
         """
         self._gpus = list(gpus)
         self._pause, self._gave_up = pause, gave_up
@@ -116,11 +116,11 @@ class GpuWatch:
         self._library = ExitStack()
 
     def __enter__(self) -> GpuWatch:
-        """Notes what the GPUs hold before the first trial."""
+        """Reads the GPUs' memory before the first trial."""
         if self._gpus:
             try:
                 self._library.enter_context(started())
-                # The driver still tells of the second before, in which torch was asked for its devices.
+                # The driver's utilisation still covers the second before, in which a process ran torch.
                 idle = [Use(utilization=0.0) for _ in self._gpus]
                 most_seconds = min(FIRST_SETTLE_SECONDS, self._settings.settle_seconds)
                 self._baseline = settle(self._gpus, idle, most_seconds, self._pause, self._gave_up).uses
@@ -132,7 +132,7 @@ class GpuWatch:
         self._library.close()
 
     def settle(self, world_size: int) -> Ready | None:
-        """Wait for the GPUs of the next trial to be as before the first one; None: there is nothing to see."""
+        """Wait for the next trial's GPUs to be as before the first trial; None: GPUs are not metered."""
         if self._problem is not None:
             return None
         gpus, baseline = self._gpus[:world_size], self._baseline[:world_size]
@@ -154,28 +154,28 @@ class GpuWatch:
             watching.ended = time.perf_counter()
             try:
                 write_samples(folder, sampler.samples, watching.launched)
-            except OSError as error:  # told among the meters: the trial's own result may still find room
+            except OSError as error:  # reported in the meters: the trial's record may still fit on the disk
                 sampler.spoil(f"the readings can't be kept: {error.strerror or error}")
 
 
 @dataclass
 class Watching:
-    """A trial's GPUs while it runs and after."""
+    """The readings of a trial's GPUs, while it runs and after."""
 
     samples: Sequence[GpuSamples]
     before: Sequence[Use]
-    """Right before the trial."""
+    """How the GPUs were used right before the trial."""
     problem: str | None
     settled: bool | None
     launched: float = field(default_factory=time.perf_counter)
     ended: float = math.inf
 
     def meters(self, done: Finished | Measure | None) -> Meters:
-        """What the record says, once the trial has ended; `done`: what a completed one measured of these GPUs."""
+        """The record's meters, once the trial has ended; `done`: windows and devices of a completed trial."""
         if self.problem is not None:
             return Meters(problem=self.problem)
         devices = done.devices if done else []
-        if devices and (difference := first_difference(devices, [each.gpu for each in self.samples])):
+        if devices and (difference := first_difference(devices, [samples.gpu for samples in self.samples])):
             return Meters(problem=f"torch trained on other GPUs than those that were metered: {difference}")
         moments = Moments(
             self.launched, self.ended, done.timed_windows if done else [], done.training_window if done else None
@@ -190,30 +190,30 @@ class Watching:
         )
 
 
-# From the readings of a trial's GPUs to what its record says of them; pure.
+# From the readings of a trial's GPUs to its record's figures; pure.
 #
 # A figure over the timed stretches is None unless readings cover each of them without a gap. Energy by the counter
 # is its difference between a stretch's edges, linear between readings; by power it is the trapezoidal integral.
 
 
 LONGEST_GAP_SECONDS = 1.0
-"""Between two readings that a figure may rest on, and from a stretch's edge to the nearest one."""
+"""Longest time between two readings of a figure, and from a stretch's edge to the nearest reading."""
 LAG_SECONDS = 1.0
-"""Over which the driver averages its average power: so long it still tells of the time before a stretch."""
+"""Time over which the driver averages power: for so long its average covers time before a stretch."""
 POINTS = 64
-"""Of a series in the record, at most; all readings are in the trial's folder."""
+"""Most points of a series in the record; all readings are in the trial's folder."""
 
 Stretch = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Moments:
-    """When what happened, by `time.perf_counter`."""
+    """Times of a trial by `time.perf_counter`."""
 
     launched: float
     ended: float
     timed: list[Stretch]
-    """The timed windows, those that follow each other as one; none where the trial failed."""
+    """The timed windows, adjacent ones joined; empty where the trial failed."""
     training: Stretch | None
     """Training up to the first evaluation; None where the trial failed."""
 
@@ -221,10 +221,10 @@ class Moments:
 def gpu_meters(samples: GpuSamples, before: Use, moments: Moments, rates: dict[str, float]) -> GpuMeters:
     """One GPU's part of the record.
 
-    `before`: right before the trial; `rates`: of large matrix products on it, FLOP/s by dtype.
+    `before`: its use right before the trial; `rates`: of large matrix products on it, FLOP/s by dtype.
     """
     memory, state, whole = samples.memory, samples.state, (moments.launched, moments.ended)
-    instant, used = state.known("instant_power_watts"), _values(memory, "used_bytes", [moments.training or whole])
+    power, used = state.known("instant_power_watts"), _values(memory, "used_bytes", [moments.training or whole])
     totals, reserved = (memory.known(name)[1] for name in ("total_bytes", "reserved_bytes"))
     timed = moments.timed or [whole]  # the state of a failed trial's GPU is that of its whole life
     return GpuMeters(
@@ -236,8 +236,8 @@ def gpu_meters(samples: GpuSamples, before: Use, moments: Moments, rates: dict[s
         memory_readings=len(used),
         readings=int(_inside(state.times(), timed).sum()),
         metered_seconds=sum(end - begin for begin, end in moments.timed),
-        counter_joules=_sum([_counted(*state.known("energy_joules"), each) for each in moments.timed]),
-        instant_power_joules=_sum([_integral(*instant, each) for each in moments.timed]),
+        counter_joules=_sum([_counted(*state.known("energy_joules"), window) for window in moments.timed]),
+        instant_power_joules=_sum([_integral(*power, window) for window in moments.timed]),
         average_power_joules=_by_average(*state.known("average_power_watts"), moments.timed),
         mean_utilization=_reduced(state, "utilization", timed, np.mean),
         mean_sm_clock_hertz=_reduced(state, "sm_clock_hertz", timed, np.mean),
@@ -246,7 +246,7 @@ def gpu_meters(samples: GpuSamples, before: Use, moments: Moments, rates: dict[s
         clock_limit_shares=_clock_limit_shares(state, timed),
         other_processes=samples.tenancy.others(), problem=samples.problem, matmul_flops_per_second=rates,
         memory_series=_decimated(*memory.known("used_bytes"), whole, highest=True),
-        power_series=_decimated(*(instant if len(instant[0]) else state.known("average_power_watts")), whole),
+        power_series=_decimated(*(power if len(power[0]) else state.known("average_power_watts")), whole),
         utilization_series=_decimated(*state.known("utilization"), whole),
         temperature_series=_decimated(*state.known("temperature_celsius"), whole),
         sm_clock_series=_decimated(*state.known("sm_clock_hertz"), whole),
@@ -254,7 +254,7 @@ def gpu_meters(samples: GpuSamples, before: Use, moments: Moments, rates: dict[s
 
 
 def _inside(times: Floats, stretches: Sequence[Stretch]) -> NDArray[np.bool_]:
-    """Mask of shape (times,)."""
+    """Mask of the times inside a stretch, shape (times,)."""
     inside = np.zeros(len(times), dtype=np.bool_)
     for begin, end in stretches:
         inside |= (times >= begin) & (times <= end)
@@ -268,15 +268,15 @@ def _values(columns: Columns, name: str, stretches: Sequence[Stretch]) -> Floats
 
 
 def _reduced(
-    columns: Columns, name: str, stretches: Sequence[Stretch], reduced: Callable[[Floats], Any]
+    columns: Columns, name: str, stretches: Sequence[Stretch], reduce: Callable[[Floats], Any]
 ) -> float | None:
-    """None: nothing is known then."""
+    """The mean or maximum of a column inside the stretches; None: it has no readings there."""
     values = _values(columns, name, stretches)
-    return float(reduced(values)) if len(values) else None
+    return float(reduce(values)) if len(values) else None
 
 
 def _clock_limit_shares(state: Columns, stretches: Sequence[Stretch]) -> dict[str, float] | None:
-    """Reasons that were never there are left out; {}: nothing held the clocks down."""
+    """Share of readings by reason; {}: nothing held the clocks down, None: there are no readings."""
     bits = _values(state, "clock_limits", stretches).astype(np.int64)
     if not len(bits):
         return None
@@ -285,7 +285,7 @@ def _clock_limit_shares(state: Columns, stretches: Sequence[Stretch]) -> dict[st
 
 
 def _sum(parts: Sequence[float | None]) -> float | None:
-    """None where there are no stretches, or one of them is not covered."""
+    """The sum over stretches; None where there are none, or one of them is not covered."""
     known = [part for part in parts if part is not None]
     return sum(known) if parts and len(known) == len(parts) else None
 
@@ -301,7 +301,7 @@ def _is_covered(times: Floats, stretch: Stretch) -> bool:
 
 
 def _counted(times: Floats, joules: Floats, stretch: Stretch) -> float | None:
-    """The counter's growth; None: it is not covered, or was set back meanwhile."""
+    """The counter's growth over a stretch; None: it is not covered, or the counter was reset."""
     if not _is_covered(times, stretch) or (np.diff(joules) < 0).any():
         return None
     begin, end = np.interp(stretch, times, joules)
@@ -309,6 +309,7 @@ def _counted(times: Floats, joules: Floats, stretch: Stretch) -> float | None:
 
 
 def _integral(times: Floats, watts: Floats, stretch: Stretch) -> float | None:
+    """The trapezoidal integral over a stretch in joules; None: it is not covered."""
     if not _is_covered(times, stretch):
         return None
     inside = times[_inside(times, [stretch])]
@@ -318,7 +319,7 @@ def _integral(times: Floats, watts: Floats, stretch: Stretch) -> float | None:
 
 
 def _by_average(times: Floats, watts: Floats, timed: Sequence[Stretch]) -> float | None:
-    """Mean over the stretches without their first LAG_SECONDS, times their whole length."""
+    """Joules: mean over the stretches without their first LAG_SECONDS, times their whole length."""
     late = [(begin + LAG_SECONDS, end) for begin, end in timed if end - begin > LAG_SECONDS]
     if not late or not all(_is_covered(times, stretch) for stretch in late):
         return None

@@ -1,4 +1,4 @@
-"""Reading the GPUs while a trial runs: by whom they are used, what was read, and the thread that reads."""
+"""Reading the GPUs while a trial runs: the processes on them, the readings, and the thread that reads."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from selectbench.gpu import devices
 from selectbench.record.record import OtherProcess
 from selectbench.suite.suite import MeterSettings
 
-# Who computed on a GPU while a trial ran: the trial's own processes and others.
+# The processes that computed on a GPU while a trial ran: the trial's and others.
 
 
 MOST_NAMED = 8
-"""Other processes that a record names."""
+"""How many other processes a record names at most."""
 
 
 class Tenancy:
@@ -34,41 +34,41 @@ class Tenancy:
 
     def __init__(self) -> None:
         self._seen: dict[int, OtherProcess] = {}
-        self._own: set[int] = set()
-        self._before: frozenset[int] = frozenset()
+        self._own_pids: set[int] = set()
+        self._pids_before: frozenset[int] = frozenset()
 
     def began_with(self, tenants: Iterable[devices.Tenant]) -> None:
-        """Who was on it right before the trial."""
-        self._before = frozenset(tenant.pid for tenant in tenants)
+        """Note the processes that used it right before the trial."""
+        self._pids_before = frozenset(tenant.pid for tenant in tenants)
 
-    def note(self, listed: Iterable[devices.Tenant] | None, own: Iterable[int]) -> None:
-        """`listed`: by the driver, None where it does not say; `own`: those of them that are ours."""
-        self._own.update(own)
+    def note(self, listed: Iterable[devices.Tenant] | None, own_pids: Iterable[int]) -> None:
+        """Note a reading: processes `listed` by the driver (None: unknown); `own_pids`: the bench's among them."""
+        self._own_pids.update(own_pids)
         for process in listed or ():
-            seen = self._seen.get(process.pid)
-            name = devices.command_name(process.pid) if seen is None else seen.name
-            held = [each.memory_bytes for each in (seen, process) if each and each.memory_bytes is not None]
+            known = self._seen.get(process.pid)
+            name = devices.command_name(process.pid) if known is None else known.name
+            held = [p.memory_bytes for p in (known, process) if p and p.memory_bytes is not None]
             self._seen[process.pid] = OtherProcess(pid=process.pid, name=name, memory_bytes=max(held, default=None))
 
     def others(self) -> list[OtherProcess] | None:
-        """Processes that are none of the trial's; None: nothing was listed, so that others would not be either.
+        """Processes that do not belong to the trial; None: none was listed, not even the trial's.
 
-        Where the driver numbers processes as the host does and this is a container, none of ours can be told by
-        its number. Then one of those that came during the trial, that with the most memory, is taken for the
-        trial's rank: a rank has a GPU to itself.
+        In a container the driver's numbers are the host's, so that the trial's processes can't be told by theirs.
+        Then the process with the most memory of those that came during the trial is taken for the trial's rank: a
+        rank has a GPU to itself.
         """
         if not self._seen:
             return None
-        foreign = {pid: seen for pid, seen in self._seen.items() if pid not in self._own}
-        newcomers = [pid for pid in foreign if pid not in self._before]
-        if len(foreign) == len(self._seen) and newcomers:
-            del foreign[max(newcomers, key=lambda pid: foreign[pid].memory_bytes or 0)]
-        return list(foreign.values())[:MOST_NAMED]
+        others = {pid: process for pid, process in self._seen.items() if pid not in self._own_pids}
+        newcomers = [pid for pid in others if pid not in self._pids_before]
+        if len(others) == len(self._seen) and newcomers:
+            del others[max(newcomers, key=lambda pid: others[pid].memory_bytes or 0)]
+        return list(others.values())[:MOST_NAMED]
 
 
 def descends_from(pid: int, ancestor: int) -> bool:
-    """Whether the process is the ancestor or anywhere below it; False where it is gone or not to be seen."""
-    while pid and pid != ancestor:  # 0 is above the first one
+    """Whether the process is the ancestor or anywhere below it; False where it has ended or can't be seen."""
+    while pid and pid != ancestor:  # the first process's parent is 0
         try:
             text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
         except OSError:
@@ -78,7 +78,7 @@ def descends_from(pid: int, ancestor: int) -> bool:
     return pid == ancestor
 
 
-# All that was read of one GPU over one trial, in columns, and the file that keeps it.
+# All readings of one GPU over one trial, in columns, and their file.
 
 
 FILE_NAME = "meters.json.gz"
@@ -96,24 +96,24 @@ class Columns:
         return len(self._times)
 
     def add(self, at: float, reading: devices.MemoryReading | devices.StateReading) -> None:
-        """One reading; what it does not know stays unknown."""
+        """Add one reading; its None are stored as NaN."""
         self._times.append(at)
         for name, values in self._values.items():
             value = getattr(reading, name)
             values.append(math.nan if value is None else float(value))
 
     def times(self) -> Floats:
-        """Of all readings, shape (readings,)."""
+        """Times of all readings, shape (readings,)."""
         return np.array(self._times)
 
     def known(self, name: str) -> tuple[Floats, Floats]:
-        """Times and values, both of shape (readings that know it,)."""
+        """Times and values of the readings that have this value, both of shape (such readings,)."""
         times, values = np.array(self._times), np.array(self._values[name])
-        there = ~np.isnan(values)
-        return times[there], values[there]
+        is_known = ~np.isnan(values)
+        return times[is_known], values[is_known]
 
     def as_json(self, since: float) -> dict[str, list[float | None]]:
-        """Times in seconds since `since`, and each column that knows anything; null: unknown."""
+        """Times in seconds since `since`, and each column that is not all unknown; null: unknown."""
         columns: dict[str, list[float | None]] = {"seconds": [round(at - since, 4) for at in self._times]}
         for name, values in self._values.items():
             # Whole numbers without their `.0`: a fifth of the file.
@@ -125,40 +125,40 @@ class Columns:
 
 @dataclass
 class GpuSamples:
-    """One GPU over one trial."""
+    """The readings of one GPU over one trial."""
 
     gpu: devices.Gpu
     memory: Columns = field(default_factory=lambda: Columns(devices.MemoryReading))
     state: Columns = field(default_factory=lambda: Columns(devices.StateReading))
     tenancy: Tenancy = field(default_factory=Tenancy)
     problem: str | None = None
-    """What ended or spoiled the readings."""
+    """The failure that ended or spoiled the readings."""
 
 
 def write_samples(folder: Path, samples: Sequence[GpuSamples], launched: float) -> None:
-    """All readings into the trial's folder; times in seconds since the launch, units as the names say."""
-    folder.mkdir(parents=True, exist_ok=True)  # a trial whose server could not start has none
+    """Write all readings into the trial's folder; times in seconds since the launch, units as the names say."""
+    folder.mkdir(parents=True, exist_ok=True)  # a trial whose server could not start has no folder
     content = [
-        {"uuid": each.gpu.uuid, "name": each.gpu.name, "problem": each.problem,
-         "memory": each.memory.as_json(launched), "state": each.state.as_json(launched)}
-        for each in samples
+        {"uuid": s.gpu.uuid, "name": s.gpu.name, "problem": s.problem,
+         "memory": s.memory.as_json(launched), "state": s.state.as_json(launched)}
+        for s in samples
     ]  # fmt: skip
     with gzip.open(folder / FILE_NAME, "wt", encoding="utf-8") as stream:
         json.dump(content, stream, allow_nan=False)
 
 
-# Reads the GPUs while a trial runs, in a thread of the bench: the worker pays nothing, and may die meanwhile.
+# GPUs are read in a thread of the bench, so that the worker pays nothing and may die meanwhile.
 
 
 PROCESSES_SECONDS = 1.0
-"""Between two lists of processes, which the driver takes milliseconds to make."""
+"""Time between two lists of processes, which the driver takes milliseconds to make."""
 STOPPED = "the GPU stopped answering"
 PATIENCE_SECONDS = 10.0
-"""For the driver's last answer when a trial has ended; one that hangs is given up."""
+"""Longest wait for the driver's last answer when a trial has ended; then the thread is abandoned."""
 
 
 class Sampler:
-    """Reads from `start` to `stop`; one trial's."""
+    """Reads the GPUs of one trial from `start` to `stop`."""
 
     def __init__(self, gpus: Sequence[devices.Gpu], settings: MeterSettings) -> None:
         self.samples = [GpuSamples(gpu) for gpu in gpus]
@@ -167,13 +167,13 @@ class Sampler:
         self._thread = threading.Thread(target=self._run, name="selectbench-sampler", daemon=True)
 
     def start(self, before: Sequence[devices.Use]) -> None:
-        """Begin; `before`: what went on on each GPU right before the trial."""
+        """Begin to read; `before`: how each GPU was used right before the trial."""
         for samples, use in zip(self.samples, before, strict=True):
             samples.tenancy.began_with(use.tenants)
         self._thread.start()
 
     def stop(self) -> list[GpuSamples]:
-        """Read once more and end. A driver that does not answer any more is left behind."""
+        """Read once more and end; a thread whose driver hangs is abandoned."""
         self._ending.set()
         self._thread.join(PATIENCE_SECONDS)
         if self._thread.is_alive():
@@ -184,11 +184,11 @@ class Sampler:
         try:
             with devices.started():
                 self._read_until_told([_handle(samples) for samples in self.samples])
-        except Exception as error:  # told in the record: a trial's outcome does not hang on its meters
+        except Exception as error:  # reported in the record: a trial's outcome does not depend on its meters
             self.spoil(f"reading the GPU failed: {error}")
 
     def spoil(self, problem: str) -> None:
-        """Say of each GPU what is wrong with its readings, but of one where something was before."""
+        """Note the problem for each GPU that has none yet."""
         for samples in self.samples:
             samples.problem = samples.problem or problem
 
@@ -205,7 +205,7 @@ class Sampler:
             for number, (read, interval) in enumerate(rounds):
                 if (now := time.perf_counter()) >= due[number]:
                     read(handles)
-                    # On the beat; beats that were missed are left out.
+                    # At whole multiples of the interval; those that were missed are left out.
                     due[number] = began + interval * (math.floor((now - began) / interval) + 1)
         for read, _ in rounds[:2]:
             read(handles)
@@ -215,8 +215,8 @@ class Sampler:
             at, reading = time.perf_counter(), devices.read_memory(handle)
             if reading is not None:
                 samples.memory.add(at, reading)
-            elif (lost := devices.problem_of(handle)) is not None:
-                samples.problem = f"{STOPPED}: {lost}"
+            elif (problem := devices.problem_of(handle)) is not None:
+                samples.problem = f"{STOPPED}: {problem}"
 
     def _read_state(self, handles: list[Any]) -> None:
         for samples, handle in self._there(handles):
@@ -226,8 +226,8 @@ class Sampler:
     def _read_processes(self, handles: list[Any]) -> None:
         for samples, handle in self._there(handles):
             listed = devices.read_processes(handle)
-            own = [process.pid for process in listed or () if descends_from(process.pid, os.getpid())]
-            samples.tenancy.note(listed, own)
+            own_pids = [process.pid for process in listed or () if descends_from(process.pid, os.getpid())]
+            samples.tenancy.note(listed, own_pids)
 
     def _there(self, handles: list[Any]) -> list[tuple[GpuSamples, Any]]:
         pairs = zip(self.samples, handles, strict=True)
@@ -235,7 +235,7 @@ class Sampler:
 
 
 def _handle(samples: GpuSamples) -> Any | None:
-    """None, and the reason among the samples, where the GPU is not there any more."""
+    """The GPU's handle; None, with the problem noted in its samples, where it does not answer."""
     try:
         return pynvml.nvmlDeviceGetHandleByUUID(samples.gpu.uuid)
     except pynvml.NVMLError as error:
