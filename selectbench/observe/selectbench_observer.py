@@ -1,13 +1,12 @@
 """Watches a script train and writes down steps, tokens, losses, rates, precision, weights and a held-out loss.
 
-It lives in the script's own process: whatever the script calls is called with the same arguments, and a failure of
-the observer is written as an event `problem`, after which it only passes calls on. The bench reads the lines of
-`<folder>/<rank>-<pid>.jsonl`; moments are of time.perf_counter().
+It lives in the script's process: whatever the script calls is called with the same arguments, and a failure of the
+observer is written as an event `problem`, after which it only passes calls on. The bench reads the lines of
+`<folder>/<rank>-<pid>.jsonl`; times are of time.perf_counter().
 
-The model is seen by a stand-in for nn.Module.__call__, there from the first optimizer's making to the first
-training forward (torch.compile would trace hooks of modules), from then on by one for the model's own class;
-updates by the hooks of all optimizers, around GradScaler.step and around what torch.compile makes of an
-`optimizer.step`; losses by what torch.autograd.backward is called with.
+The model is seen by a wrapper of nn.Module.__call__ from the first optimizer's creation to the first training
+forward (torch.compile would trace hooks of modules), then by one of its class's `__call__`; updates by hooks of all
+optimizers, and wrappers of GradScaler.step and of a compiled `optimizer.step`; losses by torch.autograd.backward.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-ENDS = ", to 2 % since ours leaves out the rows' last targets"
+WITHOUT_ENDS = ", to 2 % since ours leaves out the rows' last targets"
 Optimizer = torch.optim.Optimizer
 Hook = Callable[..., Any]
 
@@ -48,12 +47,12 @@ def install() -> Observer | None:
     if _observer is None and path:
         with open(path) as settings:  # noqa: PTH123
             _observer = Observer(json.load(settings))
-        _observer.put_in_place()
+        _observer.install_hooks()
     return _observer
 
 
 class Moments:
-    """When something happened: the host's clock on the CPU, on CUDA events that are read once they are over."""
+    """Times of marks: by the host's clock on the CPU, on CUDA by events that are read once they are over."""
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
@@ -63,7 +62,7 @@ class Moments:
         self._reference_at = time.perf_counter()
 
     def mark(self) -> Any:
-        """Now, as the device comes to it."""
+        """A mark of the time at which the device gets here."""
         if not self.cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -71,14 +70,14 @@ class Moments:
         return event
 
     def read(self, mark: Any) -> float:
-        """In seconds of time.perf_counter(); waits for the device to be there."""
+        """A mark's time in seconds of time.perf_counter(); waits for the device to get there."""
         if not self.cuda:
             return float(mark)
         mark.synchronize()
         return float(self._reference_at + self._reference.elapsed_time(mark) / 1000.0)
 
-    def brought(self, value: Any) -> Any:
-        """A copy on the host, whole once a mark made after this call is over; what is no tensor as it is."""
+    def to_host(self, value: Any) -> Any:
+        """A tensor's copy on the host, whole once a mark made after this call is over; other values as they are."""
         if not isinstance(value, torch.Tensor) or not value.is_cuda:
             return value
         return torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
@@ -86,22 +85,22 @@ class Moments:
 
 @dataclass
 class Forward:
-    """A training forward, which counts where a loss goes backward through its output; others only look."""
+    """A training forward; it counts where a loss goes backward through its output."""
 
     known: tuple[Any, Any, Any, Any] | None = None
-    """Digest of its tokens, how many they are, its rows and their hashes; None: none were seen."""
+    """Digest of its tokens, numbers of tokens and rows, hashes of its rows; None: no tokens were seen."""
     part: int | None = None
-    """Its place among the parts of our own loss."""
+    """Its index among the parts of the recomputed loss."""
     is_reached: bool = False
 
     def reach(self, _: Any) -> None:
-        """A gradient has come to its output."""
+        """Hook of its output, called when a gradient arrives there."""
         self.is_reached = True
 
 
 @dataclass
 class Step:
-    """What has been seen of an optimizer step so far; what is on the device stays there."""
+    """What was seen of an optimizer step so far; values on the device stay there."""
 
     forwards: list[Forward] = field(default_factory=list)
     digest: Any = None
@@ -114,29 +113,29 @@ class Step:
     pause: tuple[Any, Any] | None = None
     end: Any = None
     updated: set[int] = field(default_factory=set)
-    own_loss: seen.OwnLoss | None = None
+    recomputed: seen.RecomputedLoss | None = None
 
 
 class Observer:
-    """One process's. `put_in_place` makes the stand-ins; `guarded` lets none of its own failures out."""
+    """The observer of one process. `install_hooks` wraps torch's functions; `guarded` catches its own failures."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
         self.passive = False
         self._imported_at, self._pid = time.perf_counter(), os.getpid()
-        self._own_seconds = self._aside_seconds = 0.0
-        self._pss_before = seen.held_bytes()
+        self._hook_seconds = self._excluded_seconds = 0.0
+        self._pss_before = seen.private_bytes()
         self._file: Any = None
-        # The model, and who updates it.
+        # The model and its optimizers.
         self._optimizers: list[weakref.ref[Optimizer]] = []
         self._nested: set[int] = set()
-        self._own: set[int] = set()
+        self._model_ids: set[int] = set()
         self._model: Callable[[], nn.Module | None] = lambda: None
-        self._restore_call: Callable[[], None] | None = None
-        # Where the script is.
-        self._stack: list[Any] = []
-        self._forwards = self._backwards = self._lone_updates = self._steps = 0
-        self._paused = self._due = self._asked = self._ended = self._evaluating = False
+        self._undo_watch: Callable[[], None] | None = None
+        # The state of the script.
+        self._update_stack: list[Any] = []
+        self._forward_depth = self._backward_depth = self._lone_updates = self._steps = 0
+        self._paused = self._stop_is_due = self._stop_was_raised = self._ended = self._evaluating = False
         self._scale: torch.Tensor | None = None
         self._step = Step()
         self._last_end: Any = None
@@ -145,42 +144,42 @@ class Observer:
         self._written_at = 0.0
         # The first step, and what is written at the end.
         self._call: seen.Call = ((), {})
-        self._captured: seen.Call = ((), {})
-        self._own_loss = seen.OwnLoss()
-        self._looks = True  # at the step's logits
+        self._evaluation_call: seen.Call = ((), {})
+        self._recomputed = seen.RecomputedLoss()
+        self._checks_logits = True  # whether the step's loss is recomputed from its logits
         self._conventions: list[str] = []
         self._row_hashes: list[torch.Tensor] = []
-        self._got: tuple[int, float, set[int]] = (0, 0.0, set())
+        self._first_norm: tuple[int, float, set[int]] = (0, 0.0, set())
         self._roles: seen.Roles | None = None
-        self._captured_roles: seen.Roles | None = None
-        self._form: Any = None
-        self._is_coarse = False
+        self._evaluation_roles: seen.Roles | None = None
+        self._call_form: Any = None
+        self._loss_is_bf16 = False
         self._logits: torch.Tensor | None = None
         self._vocabulary = 0
-        self._compute: set[torch.dtype] = set()
-        self._first: dict[str, Any] = {"gradient_dtype": None, "logits": "no training forward was seen"}
-        self._end: dict[str, Any] = {}
+        self._compute_dtypes: set[torch.dtype] = set()
+        self._first_step: dict[str, Any] = {"gradient_dtype": None, "logits": "no training forward was seen"}
+        self._end_fields: dict[str, Any] = {}
         self._peaks = [0, 0]
 
-    def put_in_place(self) -> None:
-        """Every stand-in and hook."""
-        stand_in = self._stand_in
-        stand_in(Optimizer, "__init__", after=self._know_optimizer)
+    def install_hooks(self) -> None:
+        """Wrap functions of torch, and register hooks."""
+        wrap = self._wrap
+        wrap(Optimizer, "__init__", after=self._add_optimizer)
         register_optimizer_step_pre_hook(self._before_step)
         register_optimizer_step_post_hook(self._after_step)
-        stand_in(torch.autograd, "backward", self._before_backward, self._after_backward)
+        wrap(torch.autograd, "backward", self._before_backward, self._after_backward)
         scaler = getattr(torch.amp, "GradScaler", None) or torch.cuda.amp.GradScaler
-        stand_in(scaler, "scale", after=self._know_scale)
-        stand_in(scaler, "step", self._before_update, self._after_scaler_step)
-        stand_in(nn.Module, "eval", self._pause)
-        stand_in(torch, "save", self._pause)
-        stand_in(torch.cuda, "reset_peak_memory_stats", self._read_peaks)
-        torch.compile = self._compiling(torch.compile)
+        wrap(scaler, "scale", after=self._note_scale)
+        wrap(scaler, "step", self._before_update, self._after_scaler_step)
+        wrap(nn.Module, "eval", self._pause)
+        wrap(torch, "save", self._pause)
+        wrap(torch.cuda, "reset_peak_memory_stats", self._note_peaks)
+        torch.compile = self._wrap_compile(torch.compile)
         atexit.register(self._at_exit)
-        os.register_at_fork(after_in_child=self._forked)
+        os.register_at_fork(after_in_child=self._after_fork)
 
     def guarded(self, hook: Hook, *args: Any, **kwargs: Any) -> Any:
-        """What a hook returns; None where it fails, or where the observer has failed before."""
+        """A hook's result; None where it fails, or where the observer has failed before."""
         if self.passive:
             return None
         before = time.perf_counter()
@@ -191,21 +190,21 @@ class Observer:
             self._give_up(getattr(hook, "__name__", str(hook)), error)
             return None
         finally:
-            self._own_seconds += time.perf_counter() - before - self._aside_seconds
-            self._aside_seconds = 0.0
+            self._hook_seconds += time.perf_counter() - before - self._excluded_seconds
+            self._excluded_seconds = 0.0
 
     def _give_up(self, where: str, error: Exception) -> None:
         try:
-            self._release()
-            self._begin()
+            self._stop_watching()
+            self._open_file()
             self._write("problem", where=where, what=f"{type(error).__name__}: {error}"[:2000])
         except Exception as another:
             print(f"selectbench: the observer failed in {where}: {error!r}, {another!r}", file=sys.stderr)
 
-    def _stand_in(
+    def _wrap(
         self, owner: Any, name: str, before: Hook | None = None, after: Hook | None = None
     ) -> Callable[[], None]:
-        """Has hooks called before a function and, with its result first, after it; returns what undoes that."""
+        """Have hooks called before a function and, with its result first, after it; returns what undoes that."""
         original, is_own = getattr(owner, name), name in vars(owner)
 
         @functools.wraps(original)
@@ -218,7 +217,7 @@ class Observer:
             try:
                 result = original(*args, **kwargs)
             except BaseException:
-                self._forwards = self._backwards = 0
+                self._forward_depth = self._backward_depth = 0
                 raise
             if after is not None:
                 self.guarded(after, result, *args, **kwargs)
@@ -235,61 +234,61 @@ class Observer:
         setattr(owner, name, called)
         return restore
 
-    def _know_optimizer(self, result: None, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+    def _add_optimizer(self, result: None, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
         self._optimizers.append(weakref.ref(optimizer))
         _keep_hooks(type(optimizer))
-        if self._restore_call is None and self._model() is None:
+        if self._undo_watch is None and self._model() is None:
             self._watch_calls(None)
 
-    def _known(self) -> list[Optimizer]:
+    def _live_optimizers(self) -> list[Optimizer]:
         return [optimizer for reference in self._optimizers if (optimizer := reference()) is not None]
 
-    def _find(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
-        """A module with all that some optimizer updates, and no part of another's, is watched from this call on."""
+    def _find_model(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """Watch a module from this call on if it has all parameters of an optimizer, and only some of none."""
         if self._model() is not None or not (module.training and torch.is_grad_enabled()):
             return
-        own = {id(parameter) for parameter in module.parameters()}
-        updated = [ids for optimizer in self._known() if (ids := _parameter_ids(optimizer)) & own]
-        if updated and all(ids <= own for ids in updated) and not any(p.is_meta for p in module.parameters()):
+        in_module = {id(parameter) for parameter in module.parameters()}
+        updated = [ids for o in self._live_optimizers() if (ids := _parameter_ids(o)) & in_module]
+        if updated and all(ids <= in_module for ids in updated) and not any(p.is_meta for p in module.parameters()):
             self._watch_calls(module)
             self._before_forward(module, *args, **kwargs)
 
     def _watch_calls(self, module: nn.Module | None, method: str = "__call__") -> None:
-        """Of the module; None: of all modules, until the model is found."""
-        self._release()
+        """Wrap the method of the module's class; None: of all modules, until the model is found."""
+        self._stop_watching()
         self._model, self._method = weakref.ref(module) if module is not None else lambda: None, method
-        owner, before = (nn.Module, self._find) if module is None else (type(module), self._before_forward)
-        self._restore_call = self._stand_in(owner, method, before, self._after_forward)
+        owner, before = (nn.Module, self._find_model) if module is None else (type(module), self._before_forward)
+        self._undo_watch = self._wrap(owner, method, before, self._after_forward)
 
-    def _release(self) -> None:
-        restore, self._restore_call = self._restore_call, None
+    def _stop_watching(self) -> None:
+        restore, self._undo_watch = self._undo_watch, None
         if restore is not None:
             restore()
 
     def watch(self, model: nn.Module, optimizer: Optimizer, forward: str) -> None:
         """The explicit form: `forward` names the method that gives logits where the script calls that directly."""
-        if optimizer not in self._known():
+        if optimizer not in self._live_optimizers():
             self._optimizers.append(weakref.ref(optimizer))
         self._watch_calls(model, forward if callable(getattr(type(model), forward, None)) else "__call__")
 
-    def _compiling(self, original: Hook) -> Hook:
-        """torch.compile, which binds a module's `__call__` for good, so it has to be the module's own meanwhile."""
+    def _wrap_compile(self, original: Hook) -> Hook:
+        """torch.compile binds a module's `__call__` for good: the wrapper is removed while it runs."""
 
         @functools.wraps(original)
         def compiled(model: Any = None, *args: Any, **kwargs: Any) -> Any:
-            watched, looking = self._model(), self._restore_call is not None
-            self._release()
+            watched, is_watching = self._model(), self._undo_watch is not None
+            self._stop_watching()
             try:
                 result = original(model, *args, **kwargs)
             finally:
-                if looking:
+                if is_watching:
                     self.guarded(self._watch_calls, watched)
-                for known in self._known():
-                    self.guarded(_keep_hooks, type(known))
+                for o in self._live_optimizers():
+                    self.guarded(_keep_hooks, type(o))
             if model is not None and model is watched:
                 self.guarded(self._watch_calls, result)
             # A scheduler puts a function in the place of its optimizer's method.
-            optimizer = next((o for o in self._known() if model in (vars(o).get("step"), o.step)), None)
+            optimizer = next((o for o in self._live_optimizers() if model in (vars(o).get("step"), o.step)), None)
             if optimizer is None:
                 return result
 
@@ -306,28 +305,28 @@ class Observer:
         return compiled
 
     def _before_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
-        if module is not self._model() or self._evaluating or self._backwards:
+        if module is not self._model() or self._evaluating or self._backward_depth:
             return
-        self._forwards += 1
-        if self._forwards > 1:
+        self._forward_depth += 1
+        if self._forward_depth > 1:
             return
         if not (module.training and torch.is_grad_enabled()):
             self._pause()
             return
-        if self._step.updated and not self._stack:
+        if self._step.updated and not self._update_stack:
             self._close_step()
         if self._ended:
-            self._due = True
+            self._stop_is_due = True
             return
         step, self._call = self._step, (args, kwargs)
         if self._steps == 0 and not step.forwards:
-            self._begin()
+            self._open_file()
             self._describe_model(module)
-            self._captured = seen.unfused(self._call)
-            self._sizes = {part.num_embeddings for part in module.modules() if isinstance(part, nn.Embedding)}
-        if (form := (len(args), *kwargs)) != self._form:
-            self._form, self._roles = form, seen.roles(module, self._call)
-            self._captured_roles = self._captured_roles or self._roles
+            self._evaluation_call = seen.unfused(self._call)
+            self._table_rows = {part.num_embeddings for part in module.modules() if isinstance(part, nn.Embedding)}
+        if (form := (len(args), *kwargs)) != self._call_form:
+            self._call_form, self._roles = form, seen.roles(module, self._call)
+            self._evaluation_roles = self._evaluation_roles or self._roles
         if not step.forwards and self._paused:
             step.pause, self._paused = (self._last_end, self._moments.mark()), False
         elif not step.forwards and self._steps and not self._moments.cuda and len(self._gaps) < 100:
@@ -336,8 +335,8 @@ class Observer:
         if self._roles is not None:
             with torch.no_grad():
                 step.forwards[-1].known = seen.token_digest(*self._tokens_and_mask())
-        if self._looks and self._roles is not None and seen.is_fused(self._call):
-            self._look_aside(module)
+        if self._checks_logits and self._roles is not None and seen.is_fused(self._call):
+            self._recompute_fused_loss(module)
 
     def _tokens_and_mask(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         assert self._roles is not None
@@ -348,75 +347,75 @@ class Observer:
         return seen.as_rows(leaves[self._roles.tokens]), None if mask is None else seen.as_rows(leaves[mask])
 
     def _after_forward(self, output: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
-        """Logits of a step that is looked at, kept no longer than until their loss goes backward."""
-        if module is not self._model() or self._evaluating or self._backwards:
+        """Read the logits of a step that is checked; they are kept until their loss goes backward."""
+        if module is not self._model() or self._evaluating or self._backward_depth:
             return
-        self._forwards -= 1
-        if self._forwards or not (self._step.forwards and torch.is_grad_enabled()):
+        self._forward_depth -= 1
+        if self._forward_depth or not (self._step.forwards and torch.is_grad_enabled()):
             return
         for result in seen.first_differentiable(output):
             result.register_hook(self._step.forwards[-1].reach)
-        if not self._looks:
+        if not self._checks_logits:
             return
-        self._compute |= seen.product_dtypes(output)
+        self._compute_dtypes |= seen.product_dtypes(output)
         if self._roles is None:
-            self._first["logits"] = "no whole numbers in rows among what the model is called with"
+            self._first_step["logits"] = "no whole numbers in rows among what the model is called with"
             return
         if seen.is_fused(self._call):
             return
         tokens, _ = self._tokens_and_mask()
-        logits, self._first["logits"] = seen.logits_in(output, tokens, self._sizes)
+        logits, self._first_step["logits"] = seen.logits_in(output, tokens, self._table_rows)
         if logits is None:
             return
         self._vocabulary = logits.shape[-1]
         if self._roles.labels is None:
             self._logits = logits.detach()
-        elif (targets := self._targets()) is not None:
-            self._add_own_loss(logits, targets[0], int((targets[1] >= 0).sum()))
+        elif (targets := self._label_targets()) is not None:
+            self._add_loss(logits, targets[0], int((targets[1] >= 0).sum()))
 
-    def _add_own_loss(self, logits: Any, targets: Any, labels: int, *, goes_on: bool = False) -> None:
-        self._step.forwards[-1].part = self._own_loss.add(logits, targets, labels, goes_on=goes_on)
+    def _add_loss(self, logits: Any, targets: Any, labels: int, *, goes_on: bool = False) -> None:
+        self._step.forwards[-1].part = self._recomputed.add(logits, targets, labels, goes_on=goes_on)
 
-    def _targets(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Of the call's labels, and these before any shift; None: they are something else, or there are none."""
+    def _label_targets(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Targets by the call's labels, and the labels; None: these are no next tokens, or there are none."""
         assert self._roles is not None
         if self._roles.labels is None or self._roles.labels_are == "others":
-            self._first["logits"] += ", but the labels are neither the tokens nor the next tokens"
+            self._first_step["logits"] += ", but the labels are neither the tokens nor the next tokens"
             return None
         labels = seen.as_rows(seen.leaves(self._call)[self._roles.labels])
         if self._steps and seen.labels_are(labels, self._tokens_and_mask()[0]) != self._roles.labels_are:
-            self._own_loss.has_other_targets = True
+            self._recomputed.has_other_targets = True
         return seen.moved_left(labels) if self._roles.labels_are == "tokens" else labels, labels
 
-    def _look_aside(self, module: nn.Module) -> None:
-        """Our loss of a call that leaves the logits out, before it is made: of the same call without that.
+    def _recompute_fused_loss(self, module: nn.Module) -> None:
+        """Recompute the loss of a call that leaves the logits out, before it is made, by the same call with logits.
 
         Row by row, as logits of all rows at once may need more memory than the training does.
         """
-        self._first["logits"] = "found by the same call without what leaves them out"
-        if (targets := self._targets()) is None:
+        self._first_step["logits"] = "found by the same call without what leaves them out"
+        if (targets := self._label_targets()) is None:
             return
         tokens = self._tokens_and_mask()[0].split(1)
         try:
             with self._undisturbed(module):
                 for row, (args, kwargs) in enumerate(seen.row_by_row(seen.unfused(self._call), len(tokens))):
-                    logits, found = seen.logits_in(module(*args, **kwargs), tokens[row], self._sizes)
+                    logits, place = seen.logits_in(module(*args, **kwargs), tokens[row], self._table_rows)
                     if logits is None:
-                        self._first["logits"] = found
+                        self._first_step["logits"] = place
                         return
                     self._vocabulary = logits.shape[-1]
-                    of_row, labels = (one[row : row + 1] for one in targets)
-                    self._add_own_loss(logits, of_row, int((labels >= 0).sum()), goes_on=row > 0)
+                    row_targets, labels = (t[row : row + 1] for t in targets)
+                    self._add_loss(logits, row_targets, int((labels >= 0).sum()), goes_on=row > 0)
         except Exception as error:
-            self._first["logits"] = f"not found by the same call without what leaves them out: {error!r}"
+            self._first_step["logits"] = f"not found by the same call without what leaves them out: {error!r}"
 
-    def _know_scale(self, result: Any, scaler: Any, *args: Any) -> None:
+    def _note_scale(self, result: Any, scaler: Any, *args: Any) -> None:
         scale = getattr(scaler, "_scale", None)
         self._scale = scale.clone() if scaler.is_enabled() and scale is not None else None
 
     def _before_backward(self, tensors: Any, *args: Any, **kwargs: Any) -> None:
-        self._backwards += 1
-        if self._backwards > 1 or self._evaluating or not self._step.forwards:
+        self._backward_depth += 1
+        if self._backward_depth > 1 or self._evaluating or not self._step.forwards:
             return
         roots = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
         for root in roots:
@@ -424,33 +423,33 @@ class Observer:
                 loss = root.detach().reshape(()).double()
                 loss = loss if self._scale is None else loss / self._scale.to(loss.device)
                 self._step.loss = loss if self._step.loss is None else self._step.loss + loss
-                if self._looks and self._roles is not None:
-                    self._own_loss.go_backward(root)
-                    self._is_coarse = root.dtype is torch.bfloat16
+                if self._checks_logits and self._roles is not None:
+                    self._recomputed.note_backward(root)
+                    self._loss_is_bf16 = root.dtype is torch.bfloat16
         if self._logits is not None:
             logits, self._logits = self._logits, None
             following = seen.next_tokens(*self._tokens_and_mask())
             targets = seen.targets_behind(roots[0], following.shape)
             if targets is None:
-                self._own_loss.leaves_out_ends = True
+                self._recomputed.leaves_out_ends = True
             elif bool(((targets != following) & (targets >= 0))[:, :-1].any()):
-                self._first["logits"] += ", but the loss is not of the next tokens"
-                self._own_loss.has_other_targets = True
+                self._first_step["logits"] += ", but the loss is not of the next tokens"
+                self._recomputed.has_other_targets = True
                 return
             targets = following if targets is None else targets
-            self._add_own_loss(logits, targets, int((targets >= 0).sum()))
+            self._add_loss(logits, targets, int((targets >= 0).sum()))
 
     def _after_backward(self, result: None, *args: Any, **kwargs: Any) -> None:
-        self._backwards -= 1
+        self._backward_depth -= 1
         scale, self._scale = self._scale, None
-        if self._backwards or self._evaluating or self._steps or not self._step.forwards:
+        if self._backward_depth or self._evaluating or self._steps or not self._step.forwards:
             return
         if (model := self._model()) is not None:
             gradients = [p.grad.detach() for p in model.parameters() if p.grad is not None]
-            if gradients and self._is_whole:
+            if gradients and self._is_unsharded:
                 self._step.gradient_norm = _finite(seen.gradient_norm(gradients, scale))
-            self._end["gradient_bytes"] = seen.storage_bytes(gradients)
-            self._first["gradient_dtype"] = seen.dtype_name(gradient.dtype for gradient in gradients) or None
+            self._end_fields["gradient_bytes"] = seen.storage_bytes(gradients)
+            self._first_step["gradient_dtype"] = seen.dtype_name(gradient.dtype for gradient in gradients) or None
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not _is_compiling():
@@ -467,148 +466,151 @@ class Observer:
         self._after_update(scaler, optimizer)
 
     def _before_update(self, owner: Any, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
-        if any(owner is other for other in self._stack):  # the last one ended in an exception
-            self._stack.clear()
-        self._stack.append(owner)
+        if any(owner is other for other in self._update_stack):  # the last one ended in an exception
+            self._update_stack.clear()
+        self._update_stack.append(owner)
         if not self._steps and not hasattr(owner, "unscale_"):
-            self._read_update(optimizer)
+            self._read_update_norm(optimizer)
 
-    def _read_update(self, optimizer: Optimizer) -> None:
-        """The norm of what the first update gets; again after it where a closure went backward within."""
-        forwards, squares, read = self._got
+    def _read_update_norm(self, optimizer: Optimizer) -> None:
+        """Read the norm of the first update's gradients; again after it where a closure went backward within."""
+        forwards, squares, read = self._first_norm
         if forwards != len(self._step.forwards):
             forwards, squares, read = len(self._step.forwards), 0.0, set()
-        fresh = [p for g in optimizer.param_groups for p in g["params"] if id(p) in self._own and id(p) not in read]
-        if forwards and self._is_whole and fresh:
-            gradients = [p.grad.detach() for p in fresh if p.grad is not None]
+        missing = self._model_ids - read
+        new = [p for group in optimizer.param_groups for p in group["params"] if id(p) in missing]
+        if forwards and self._is_unsharded and new:
+            gradients = [p.grad.detach() for p in new if p.grad is not None]
             squares += seen.gradient_norm(gradients, getattr(optimizer, "grad_scale", None)) ** 2
-        self._got = forwards, squares, read | {id(p) for p in fresh}
+        self._first_norm = forwards, squares, read | {id(p) for p in new}
 
     def _after_update(self, owner: Any, optimizer: Optimizer) -> None:
-        """The outermost ends a step of the training, once every optimizer has made its update."""
-        while self._stack and self._stack.pop() is not owner:
+        """Close the step after the outermost update, once every optimizer has made its update."""
+        while self._update_stack and self._update_stack.pop() is not owner:
             pass
         step = self._step
-        if self._own and not self._updates(optimizer):
+        if self._model_ids and not self._updates_model(optimizer):
             return
         if not step.forwards:
             self._lone_updates += 1
             return
         step.updated.add(id(optimizer))
         if not self._steps and not hasattr(owner, "unscale_"):
-            self._read_update(optimizer)
-        if any(isinstance(outer, Optimizer) for outer in self._stack):
+            self._read_update_norm(optimizer)
+        if any(isinstance(outer, Optimizer) for outer in self._update_stack):
             self._nested.add(id(optimizer))
-        if (found := getattr(optimizer, "found_inf", None)) is not None:
-            step.skipped = found.clone()
-        if self._stack:
+        if (found_inf := getattr(optimizer, "found_inf", None)) is not None:
+            step.skipped = found_inf.clone()
+        if self._update_stack:
             return
-        trained = self._trained()
+        optimizers = self._model_optimizers()
         step.end = self._moments.mark()
-        step.rates = [copy.deepcopy(group["lr"]) for each in trained for group in each.param_groups]
-        if len(trained) == 1:
+        step.rates = [copy.deepcopy(group["lr"]) for o in optimizers for group in o.param_groups]
+        if len(optimizers) == 1:
             self._close_step()
 
-    def _trained(self) -> list[Optimizer]:
-        return [o for o in self._known() if id(o) not in self._nested and self._updates(o)]
+    def _model_optimizers(self) -> list[Optimizer]:
+        return [o for o in self._live_optimizers() if id(o) not in self._nested and self._updates_model(o)]
 
-    def _left_out(self, updated: set[int]) -> int:
-        """Of the parameters that were trainable at first, those that none of the optimizers holds or trains now."""
-        groups = [group for o in self._known() if id(o) in updated for group in o.param_groups]
+    def _count_left_out(self, updated: set[int]) -> int:
+        """Elements of parameters that were trainable at first and that none of the optimizers trains now."""
+        groups = [group for o in self._live_optimizers() if id(o) in updated for group in o.param_groups]
         held = {id(p) for group in groups for p in group["params"] if p.requires_grad}
-        return sum(size for one, size in self._trainable.items() if one not in held)
+        return sum(size for key, size in self._trainable.items() if key not in held)
 
-    def _updates(self, optimizer: Optimizer) -> bool:
-        return any(id(first) in self._own for group in optimizer.param_groups for first in group["params"][:1])
+    def _updates_model(self, optimizer: Optimizer) -> bool:
+        return any(id(p) in self._model_ids for group in optimizer.param_groups for p in group["params"][:1])
 
     def _pause(self, *args: Any, **kwargs: Any) -> None:
-        """The script validates or saves: the time until the next training forward is not the training's."""
+        """The script validates or saves: the time until the next training forward does not count as training."""
         if self._steps and not self._evaluating:
             self._paused = True
-            self._stop_memory()
+            self._close_peaks()
 
     def _close_step(self) -> None:
-        """The step is whole: it is written now, or once the device has come to its end."""
+        """End the step: it is written now, or once the device has completed it."""
         step, self._step = self._step, Step()
         self._steps, self._last_end, self._paused = self._steps + 1, step.end, False
-        # Where a model gives what no hook can be on, all count.
-        step.forwards = [one for one in step.forwards if one.is_reached] or step.forwards
-        for digest, tokens, rows, hashes in [one.known for one in step.forwards if one.known is not None]:
-            if len(self._row_hashes) < 4096:  # more would be kept for long
+        # Where no hook can be on a model's output, every forward counts.
+        step.forwards = [f for f in step.forwards if f.is_reached] or step.forwards
+        for digest, tokens, rows, hashes in [f.known for f in step.forwards if f.known is not None]:
+            if len(self._row_hashes) < 4096:  # they are kept until the end
                 self._row_hashes.append(hashes)
             step.digest = digest if step.digest is None else step.digest + digest
             step.tokens, step.rows = step.tokens + tokens, step.rows + rows
-        self._own_loss.keep({one.part for one in step.forwards})
+        self._recomputed.keep_parts({f.part for f in step.forwards})
         for name in ("digest", "tokens", "rows", "loss", "skipped"):
-            setattr(step, name, self._moments.brought(getattr(step, name)))
-        step.rates = [self._moments.brought(rate) for rate in step.rates]
-        if self._looks:
-            step.own_loss, self._own_loss = self._own_loss.brought(self._moments.brought), seen.OwnLoss()
-        self._looks = self._steps + 1 in self.settings.get("looks", ())
+            setattr(step, name, self._moments.to_host(getattr(step, name)))
+        step.rates = [self._moments.to_host(rate) for rate in step.rates]
+        if self._checks_logits:
+            step.recomputed = self._recomputed.to_host(self._moments.to_host)
+            self._recomputed = seen.RecomputedLoss()
+        self._checks_logits = self._steps + 1 in self.settings.get("looks", ())
         is_last = self._steps == self.settings["max_steps"]
         self._pending.append((self._steps, step, self._moments.mark()))
         self._write_steps(wait=self._steps == 1 or is_last)
         if self._steps == 1:
             self._write_first_step(step)
         if is_last:
-            self._end["left_out_parameters"] = self._left_out(self._first_updated | step.updated)
-            self._end["optimizer_settings"] = seen.optimizer_settings(self._trained())
-            self._stop_memory()
+            self._end_fields["left_out_parameters"] = self._count_left_out(self._first_updated | step.updated)
+            self._end_fields["optimizer_settings"] = seen.optimizer_settings(self._model_optimizers())
+            self._close_peaks()
             if self.settings.get("heldout"):
                 self._evaluate()
         if is_last and self.settings["stop"] == "at_max_steps":
             self._finish("max_steps")
-            self._due = True
+            self._stop_is_due = True
 
     def _write_steps(self, wait: bool) -> None:
-        """Those that are over, several at a time: a step of a few milliseconds would notice each line."""
+        """Write steps that are over, several at a time: a line for each would slow steps of a few milliseconds."""
         if not wait and time.perf_counter() - self._written_at < 0.25:
             return
         self._written_at = time.perf_counter()
         while self._pending and (wait or not self._moments.cuda or self._pending[0][2].query()):
             number, step, mark = self._pending.popleft()
             self._moments.read(mark)
-            known = step.digest is not None
+            has_tokens = step.digest is not None
             step.loss = float(step.loss) if step.loss is not None else None
             began, ended = map(self._moments.read, step.pause or (step.end, step.end))
             usual = sorted(self._gaps)[len(self._gaps) // 2] if self._gaps else 0.0  # such as waiting for data
             self._write(
                 "step", step=number, at=self._moments.read(step.end), micro_batches=len(step.forwards),
-                rows=int(step.rows) if known else None, tokens=int(step.tokens) if known else None,
-                token_digest=f"{int(step.digest) & ((1 << 64) - 1):016x}" if known else None,
+                rows=int(step.rows) if has_tokens else None, tokens=int(step.tokens) if has_tokens else None,
+                token_digest=f"{int(step.digest) & ((1 << 64) - 1):016x}" if has_tokens else None,
                 rates=[_finite(float(rate)) for rate in step.rates], loss=_finite(step.loss),
                 is_finite=step.loss is None or math.isfinite(step.loss),
                 gradient_norm=step.gradient_norm, skipped=bool(step.skipped),
                 pause_seconds=max(0.0, ended - began - usual) if step.pause else 0.0,
             )  # fmt: skip
-            if step.own_loss is not None and number > 1:
-                own, known = step.own_loss.value(), step.own_loss.conventions(step.loss, self._tolerance)
-                is_known = bool(own is not None and self._conventions and math.isfinite(step.loss or 0.0))
-                agrees = not {*known}.isdisjoint(self._conventions) if is_known else None
-                agrees = False if step.own_loss.has_other_targets and self._conventions else agrees
-                self._write("look", step=number, own_loss=_finite(own), agrees=agrees)
+            if step.recomputed is not None and number > 1:
+                nats, conventions = step.recomputed.value(), step.recomputed.conventions(step.loss, self._tolerance)
+                is_known = bool(nats is not None and self._conventions and math.isfinite(step.loss or 0.0))
+                agrees = not {*conventions}.isdisjoint(self._conventions) if is_known else None
+                agrees = False if step.recomputed.has_other_targets and self._conventions else agrees
+                self._write("look", step=number, own_loss=_finite(nats), agrees=agrees)
 
     def _write_first_step(self, step: Step) -> None:
-        model, trained, compute = self._model(), self._trained(), seen.dtype_name(self._compute)
-        states, own = seen.states(trained), step.own_loss or seen.OwnLoss()
+        model, optimizers, compute = self._model(), self._model_optimizers(), seen.dtype_name(self._compute_dtypes)
+        states, recomputed, (_, squares, _) = seen.states(optimizers), step.recomputed, self._first_norm
+        recomputed = recomputed or seen.RecomputedLoss()
         self._tolerance, self._first_updated = 1e-4 if compute == "float32" else 5e-3, step.updated
-        if self._is_coarse:  # a loss of bf16 itself has eight bits
+        if self._loss_is_bf16:  # a loss of bf16 itself has eight bits
             self._tolerance = 2e-2
-        ends = ENDS if own.leaves_out_ends else ""
-        self._conventions = own.conventions(step.loss, self._tolerance)
-        self._first.update(
-            optimizers=[seen.optimizer_name(optimizer) for optimizer in trained],
-            parameter_groups=sum(len(optimizer.param_groups) for optimizer in trained), compute_dtype=compute,
-            optimizer_settings=seen.optimizer_settings(trained),
+        ends = WITHOUT_ENDS if recomputed.leaves_out_ends else ""
+        self._conventions = recomputed.conventions(step.loss, self._tolerance)
+        self._first_step.update(
+            optimizers=[seen.optimizer_name(optimizer) for optimizer in optimizers],
+            parameter_groups=sum(len(optimizer.param_groups) for optimizer in optimizers), compute_dtype=compute,
+            optimizer_settings=seen.optimizer_settings(optimizers),
             optimizer_state_dtype=sorted({seen.dtype_name([t.dtype]) for t in states if t.numel() > 1}),
-            own_loss=_finite(own.value()),
+            own_loss=_finite(recomputed.value()),
             loss_convention=next((text + ends for text in self._conventions), None),
-            update_norm=_finite(math.sqrt(self._got[1])) if self._got[1] and not bool(step.skipped) else None,
-            left_out_parameters=self._left_out(step.updated),
+            update_norm=_finite(math.sqrt(squares)) if squares and not bool(step.skipped) else None,
+            left_out_parameters=self._count_left_out(step.updated),
         )  # fmt: skip
-        self._write("first_step", **self._first)
-        self._first["loss"] = step.loss
-        self._end.update(
+        self._write("first_step", **self._first_step)
+        self._first_step["loss"] = step.loss
+        self._end_fields.update(
             parameter_bytes=seen.storage_bytes(model.parameters() if model is not None else ()),
             optimizer_state_bytes=seen.storage_bytes(states),
         )  # fmt: skip
@@ -618,44 +620,44 @@ class Observer:
             self._close_step()
         if self._ended or (self._file is None and not self._lone_updates):
             return
-        self._begin()
+        self._open_file()
         open_forwards = len(self._step.forwards) if self._step.loss is not None else 0
         if open_forwards or self._lone_updates:
             what = f"{open_forwards} training forwards without an update" if open_forwards else (
                 f"{self._lone_updates} updates without a training forward of a module that holds what they update"
             )  # fmt: skip
             self._write("problem", where="updates", what=f"{what}, after {self._steps} steps")
-        self._stop_memory()
+        self._close_peaks()
         self._write_steps(wait=True)
         self._ended = True
-        self._write("end", step=self._steps, reason=reason, **self._end, own_seconds=self._own_seconds)
-        self._call = self._captured = ((), {})
+        self._write("end", step=self._steps, reason=reason, **self._end_fields, own_seconds=self._hook_seconds)
+        self._call = self._evaluation_call = ((), {})
 
     def _stop_if_due(self) -> None:
-        """Ends the script by SystemExit, and at once where it goes on training after that."""
-        if self._due:
-            if self._asked:
+        """End the script by SystemExit, or at once where it goes on training after that."""
+        if self._stop_is_due:
+            if self._stop_was_raised:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(0)
-            self._due, self._asked = False, True
+            self._stop_is_due, self._stop_was_raised = False, True
             raise SystemExit(0)
 
     def _at_exit(self) -> None:
         if os.getpid() == self._pid and not self._ended:
             self.guarded(self._finish, "exit")
 
-    def _forked(self) -> None:
-        """A child of a process that has begun writes nothing."""
+    def _after_fork(self) -> None:
+        """A forked child writes nothing where its parent has begun to."""
         self.passive = self.passive or self._file is not None
         self._pid = os.getpid()
 
-    def _begin(self) -> None:
+    def _open_file(self) -> None:
         if self._file is not None:
             return
         rank, world = _rank_and_size()
-        found = {name: getattr(sys.modules.get(name), "__version__", None) for name in seen.LIBRARIES}
-        versions = {name: str(version) for name, version in found.items() if version is not None}
+        versions_found = {name: getattr(sys.modules.get(name), "__version__", None) for name in seen.LIBRARIES}
+        versions = {name: str(version) for name, version in versions_found.items() if version is not None}
         versions["python"] = sys.version.split()[0]
         os.makedirs(self.settings["folder"], exist_ok=True)  # noqa: PTH103
         self._file = open(f"{self.settings['folder']}/{rank}-{os.getpid()}.jsonl", "a", encoding="utf-8")  # noqa: PTH123, SIM115
@@ -684,70 +686,70 @@ class Observer:
             compiled=any(seen.is_compiled(part) for part in module.modules()),
             device=device.type, gpu=gpu, tf32=torch.get_float32_matmul_precision() != "highest",
         )  # fmt: skip
-        self._moments, self._own = Moments(device), {id(parameter) for parameter in parameters}
+        self._moments, self._model_ids = Moments(device), {id(parameter) for parameter in parameters}
         self._trainable = {id(p): p.numel() for p in parameters if p.requires_grad}
-        self._is_whole = exact is not None
+        self._is_unsharded = exact is not None
         with suppress(Exception):  # a library that is broken or not there
-            self._stand_in(importlib.import_module("safetensors.torch"), "serialize_file", self._pause)
+            self._wrap(importlib.import_module("safetensors.torch"), "serialize_file", self._pause)
         if self._moments.cuda:
             self._peaks_before = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
             self._retries_before = torch.cuda.memory_stats().get("num_alloc_retries", 0)
-        self._aside_seconds += time.perf_counter() - began
+        self._excluded_seconds += time.perf_counter() - began
 
-    def _read_peaks(self, *args: Any, **kwargs: Any) -> None:
+    def _note_peaks(self, *args: Any, **kwargs: Any) -> None:
         if self._file is not None:
             self._peaks[0] = max(self._peaks[0], torch.cuda.max_memory_allocated())
             self._peaks[1] = max(self._peaks[1], torch.cuda.max_memory_reserved())
 
-    def _stop_memory(self) -> None:
-        """The peaks are those of the training up to the first call."""
-        if not self._steps or "num_alloc_retries" in self._end:
+    def _close_peaks(self) -> None:
+        """Keep the memory's peaks of the training up to now, at the first call."""
+        if not self._steps or "num_alloc_retries" in self._end_fields:
             return
         peaks: list[int | None] = [None] * 3
         if self._moments.cuda:
-            self._read_peaks()
+            self._note_peaks()
             # A peak that was there before the first forward says nothing about the training.
             peaks = [now if now > was else None for now, was in zip(self._peaks, self._peaks_before)]
             peaks.append(torch.cuda.memory_stats().get("num_alloc_retries", 0) - self._retries_before)
         names = "peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "num_alloc_retries"
-        growth = None if self._moments.cuda else seen.grown_bytes(self._pss_before)
-        self._end.update(zip(names, peaks), peak_pss_growth_bytes=growth)
+        growth = None if self._moments.cuda else seen.peak_growth_bytes(self._pss_before)
+        self._end_fields.update(zip(names, peaks), peak_pss_growth_bytes=growth)
 
     def _evaluate(self) -> None:
         began, model = time.perf_counter(), self._model()
-        own, loss, found = self._first["own_loss"], self._first["loss"], self._first["logits"]
+        nats, loss, place = self._first_step["own_loss"], self._first_step["loss"], self._first_step["logits"]
         try:
-            if own is None or model is None:
-                raise ValueError(f"there are no logits to take the loss of: {found}")
-            if self._first["loss_convention"] is None:
-                raise ValueError(f"the script's first loss, {loss}, follows in no way that we know from {own:.6g} "
-                                 f"nats per token, as its logits give them ({found})")  # fmt: skip
+            if nats is None or model is None:
+                raise ValueError(f"there are no logits to take the loss of: {place}")
+            if self._first_step["loss_convention"] is None:
+                raise ValueError(f"the script's first loss, {loss}, follows in no way that we know from {nats:.6g} "
+                                 f"nats per token, as its logits give them ({place})")  # fmt: skip
             with self._undisturbed(model):
                 total, tokens = self._held_out_loss(model)
             result: dict[str, Any] = {"loss_sum": total, "tokens": tokens, "seconds": time.perf_counter() - began}
         except Exception as error:
             result = {"problem": str(error)[:2000] if isinstance(error, ValueError) else repr(error)[:2000]}
-        self._aside_seconds += time.perf_counter() - began
-        self._write("evaluation", step=self._steps, **self._rows_held_out(), **result)
+        self._excluded_seconds += time.perf_counter() - began
+        self._write("evaluation", step=self._steps, **self._count_held_out_rows(), **result)
 
-    def _rows_held_out(self) -> dict[str, int]:
-        """How many of the first rows trained on are a piece of the held-out tokens, and at how many offsets."""
+    def _count_held_out_rows(self) -> dict[str, int]:
+        """How many of the first training rows are pieces of the held-out tokens, of how many pieces."""
         count = int(self.settings["heldout_tokens"])
-        roles = self._captured_roles
-        length = seen.as_rows(seen.leaves(self._captured)[roles.tokens]).shape[1] if roles is not None else 0
+        roles = self._evaluation_roles
+        length = seen.as_rows(seen.leaves(self._evaluation_call)[roles.tokens]).shape[1] if roles is not None else 0
         if not 8 <= length <= count:  # shorter rows are the same by chance
             return {}
         held_out = torch.from_file(self.settings["heldout"], size=count, dtype=torch.int64).to(self._device)
         pieces = held_out.unfold(0, length, 1)[: (1 << (30 if self._moments.cuda else 26)) // length]
-        hashes = torch.cat([seen.token_digest(some, None)[3] for some in pieces.split(1 + (1 << 22) // length)])
+        hashes = torch.cat([seen.token_digest(part, None)[3] for part in pieces.split(1 + (1 << 22) // length)])
         trained = torch.cat([rows.to(self._device) for rows in self._row_hashes])
-        of = torch.isin(trained, hashes).sum()
-        return {"row_length": length, "rows": len(trained), "rows_held_out": int(of), "offsets": len(pieces)}
+        shared = torch.isin(trained, hashes).sum()
+        return {"row_length": length, "rows": len(trained), "rows_held_out": int(shared), "offsets": len(pieces)}
 
     def _held_out_loss(self, model: nn.Module) -> tuple[float, int]:
-        """Nats and tokens of this rank's share; every rank makes as many calls, of as many rows as in training."""
-        assert self._captured_roles is not None
-        rows, length = seen.as_rows(seen.leaves(self._captured)[self._captured_roles.tokens]).shape
+        """Nats and tokens of this rank's share; ranks make equally many calls, of as many rows as in training."""
+        assert self._evaluation_roles is not None
+        rows, length = seen.as_rows(seen.leaves(self._evaluation_call)[self._evaluation_roles.tokens]).shape
         if self.settings.get("seq_len") not in (None, length):
             raise ValueError(f"the training's first row has {length} tokens, not {self.settings['seq_len']}")
         count, total, tokens = int(self.settings["heldout_tokens"]), 0.0, 0
@@ -762,12 +764,12 @@ class Observer:
             starts = [number % whole * length for number in numbers]
             inputs = torch.stack([held_out[start : start + length] for start in starts])
             targets = torch.stack([held_out[start + 1 : start + 1 + length] for start in starts])
-            args, kwargs = seen.with_tokens(self._captured, self._captured_roles, inputs, targets)
-            logits, found = seen.logits_in(
+            args, kwargs = seen.with_tokens(self._evaluation_call, self._evaluation_roles, inputs, targets)
+            logits, place = seen.logits_in(
                 getattr(model, self._method)(*args, **kwargs), inputs, {self._vocabulary}
             )
             if logits is None:
-                raise ValueError(found)
+                raise ValueError(place)
             targets[[number >= whole for number in numbers]] = -1
             summed, counted = seen.summed_loss(logits, targets)
             total, tokens = total + float(summed), tokens + int(counted)
@@ -778,7 +780,7 @@ class Observer:
     @contextmanager
     def _undisturbed(self, model: nn.Module) -> Iterator[None]:
         """Inside: eval mode, fp32, no compiled code. Afterwards flags, buffers and random states are as before."""
-        # The second is torch's note on sending buffers to other ranks, which a forward without gradients changes.
+        # The second is DDP's flag for sending buffers to other ranks, which a forward without gradients changes.
         names, parts = ("training", "require_forward_param_sync"), list(model.modules())
         flags = [(part, name, getattr(part, name)) for part in parts for name in names if hasattr(part, name)]
         stance = getattr(torch.compiler, "set_stance", None)
@@ -788,7 +790,7 @@ class Observer:
             stack.enter_context(torch.random.fork_rng([torch.cuda.current_device()] if self._moments.cuda else []))
             stack.enter_context(torch.no_grad())
             stack.enter_context(torch.autocast(self._device.type, enabled=False))
-            # One that a model enters by itself is off too, as accelerate and Fabric wrap it in one.
+            # Autocast that a model enters by itself is off too, as accelerate and Fabric wrap models in it.
             for name, instead in (("__enter__", lambda context: context), ("__exit__", lambda *_: None)):
                 stack.callback(setattr, torch.autocast, name, getattr(torch.autocast, name))
                 setattr(torch.autocast, name, instead)
@@ -813,7 +815,7 @@ _is_compiling: Callable[[], bool] = getattr(torch.compiler, "is_compiling", None
 
 
 def _keep_hooks(kind: Any) -> None:
-    """Torch 2.1 and 2.2 take the calls of hooks out of an optimizer's `step` once something is compiled."""
+    """Restore hooks of an optimizer's `step`, which torch 2.1 and 2.2 remove once something is compiled."""
     called = Optimizer.profile_hook_step(lambda _: None).__code__
     if (
         torch.__version__[:4] in ("2.1.", "2.2.")

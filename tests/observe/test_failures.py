@@ -8,8 +8,8 @@ import pytest
 from observe.watched import Run, run
 
 HOOKS = [
-    "_know_optimizer", "_find", "_before_forward", "_after_forward", "_before_backward", "_after_backward",
-    "_before_update", "_after_update", "_know_scale", "_after_scaler_step", "_pause", "_finish",
+    "_add_optimizer", "_find_model", "_before_forward", "_after_forward", "_before_backward", "_after_backward",
+    "_before_update", "_after_update", "_note_scale", "_after_scaler_step", "_pause", "_finish",
 ]  # fmt: skip
 WAY = ("--fp16", "--validate", "2", "--save", "3", "--micro", "2")
 

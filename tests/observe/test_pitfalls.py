@@ -160,13 +160,13 @@ import os, sys
 sys.path.insert(0, sys.argv[1])
 import selectbench_seen as seen
 block = b"x" * (64 << 20)
-before = seen.held_bytes(), seen.process_bytes("smaps_rollup", "Pss")
+before = seen.private_bytes(), seen.process_bytes("smaps_rollup", "Pss")
 ends = os.pipe()
 if not (child := os.fork()):
     os.close(ends[1])
     os.read(ends[0], 1)
     os._exit(len(block) and 0)
-after = seen.held_bytes(), seen.process_bytes("smaps_rollup", "Pss")
+after = seen.private_bytes(), seen.process_bytes("smaps_rollup", "Pss")
 os.close(ends[1])
 os.waitpid(child, 0)
 print(*(was - now for was, now in zip(before, after)))
