@@ -12,7 +12,7 @@ from selectbench.analysis.factors import factor_view
 from selectbench.analysis.family import FEWEST_TO_PROPOSE, judgement_number
 from selectbench.analysis.identity import certify
 from selectbench.analysis.lanes import lanes_found, lanes_in_answer, lanes_of, nodes_found, nodes_in_answer
-from selectbench.analysis.metrics import is_unclean, state_of
+from selectbench.analysis.metrics import MemoryKind, is_unclean, state_of
 from selectbench.analysis.recommendation import Figure, counts, figure, to_loss, verdicts, with_pareto, with_ratio
 from selectbench.analysis.result import Certificate, Failure, MetricValue, Ranking, Row, Settling, Violation
 from selectbench.analysis.scores import score_differences
@@ -23,11 +23,9 @@ from selectbench.analysis.summary import (
     busy_warnings,
     centre,
     contest_trials,
-    gap_warnings,
-    memory_kinds,
-    memory_warnings,
     objective_gap,
     outcomes,
+    ratio_warnings,
     seeds_words,
     stalled,
     standard_deviation,
@@ -51,7 +49,6 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     comparable = {name: certificate.comparable is True for name, certificate in certificates.items()}
     contest = Contest(suite, summaries, comparable)
     rows = _rows(contest, certificates)
-    kinds = memory_kinds(summaries)
     done, planned = outcomes(summaries)
     doubts = [
         *([f"the run is incomplete: {planned - done} trials have no outcome"] if done < planned else []),
@@ -60,8 +57,8 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
         *disturbances(records, contest),
         *hardware.gpu_warnings(suite.device, summaries), *trial_warnings(summaries),
         *learning_warnings(suite, summaries), *plausibility_warnings(suite, summaries),
-        *gap_warnings(suite, summaries), *hardware.rank_warnings(suite.device, summaries),
-        *memory_warnings(summaries), *control_warnings(contest),
+        *ratio_warnings(suite, summaries), *hardware.rank_warnings(suite.device, summaries),
+        *control_warnings(contest),
     ]  # fmt: skip
     known = {
         name: {s.name: {**s.values.get(name, {}), **s.spoiled.get(name, {})} for s in summaries if s.completed}
@@ -75,11 +72,18 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
         f"{learning_in_answer(suite, summaries)}{repeats_in_answer(suite, records)}{lanes_in_answer(lanes)}"
         f"{nodes_in_answer(nodes, list(contest.of_rounds), suite.decide.objective)}",
         objective=suite.decide.objective, device=suite.device, quick=suite.quick, seeds=list(suite.seeds),
-        memory_kind=kinds[0] if len(kinds) == 1 else None, rows=rows, family=contest.declared(),
+        memory_kind=_memory_kind(suite, summaries), rows=rows, family=contest.declared(),
         verdicts=verdicts(contest, rows), factors=factor_view(suite, contest.summaries, rows),
         score_differences=score_differences(contest.baseline, rows, contest.summaries),
         warnings=[*warnings, *strays, *doubts], lanes=lanes, nodes=nodes,
     )  # fmt: skip
+
+
+def _memory_kind(suite: Suite, summaries: Sequence[Summary]) -> MemoryKind | None:
+    """Of trials on GPUs the allocator's; None where no trial measured it."""
+    if not any(s.values["peak_memory_bytes"] or s.spoiled["peak_memory_bytes"] for s in summaries):
+        return None
+    return "cuda_allocated" if suite.device == "cuda" else "cpu_pss_growth"
 
 
 def _rows(contest: Contest, certificates: Mapping[str, Certificate]) -> list[Row]:

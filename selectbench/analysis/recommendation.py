@@ -191,12 +191,13 @@ def questions(contest: Contest, rows: Sequence[Row]) -> list[Question]:
     found = []
     for name, title, metric, qualified in asked:
         flattered = {row.option for row in rows if summaries[row.option].flattered(metric)}
+        with_gaps = {n for n, summary in summaries.items() if METRICS[metric].quality and summary.unknown(metric)}
         # Time to a loss is a figure and no answer where the objective's own claims decide nothing.
         times = {row.option: row.to_loss.seconds for row in qualified if row.to_loss}
         figures = {n: Figure(f"{units.seconds(mean)} of time") for n, mean in times.items() if mean is not None}
         if name != "cheapest":
             qualified = [row for row in qualified if row.option not in flattered]
-            known = [row for row in qualified if counts(row, metric) and not _has_gap(row, METRICS[metric])]
+            known = [row for row in qualified if counts(row, metric) and row.option not in with_gaps]
             figures = {row.option: with_ratio(suite, METRICS[metric], row) for row in known}
             if qualified and not known:
                 continue
@@ -205,12 +206,6 @@ def questions(contest: Contest, rows: Sequence[Row]) -> list[Question]:
             may_qualify = [row.option for row in others if _is_open(row, metric)]
             found.append(Question(name, title, metric, contest, figures, may_qualify))
     return found
-
-
-def _has_gap(row: Row, metric: Metric) -> bool:
-    """Whether seeds that completed lack the figure, which the others would flatter."""
-    measured = row.metrics[metric.name]
-    return metric.quality and measured.n + len(measured.left_out) < row.n
 
 
 def _did_the_job(row: Row) -> bool:

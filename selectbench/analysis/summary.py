@@ -278,20 +278,11 @@ def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, i
         if key[0] not in names or key[1] not in suite.seeds:
             said["its record belongs to no trial of this suite and is left out"].add(key)
             continue
-        if key in counted:
-            said["records of two different trials; the latest counts"].add(key)
         counted[key] = record
     last = last_attempts([record for record in records if record.phase == "contest"])
-    for record in records:  # that another attempt, or another record of it, counts for
+    for trial_id, record in last.items():
         ours = counted.get(key := (record.trial.option, record.trial.seed))
-        if ours is None or ours is record or ours.trial.trial_id != record.trial.trial_id:
-            continue
-        was_clean = isinstance(record.outcome, Completed) and not metrics.is_unclean(record)
-        if record.attempt < ours.attempt and was_clean:
-            said["it ran again, as own code was changed after it had completed"].add(key)
-        elif record.attempt == ours.attempt and record != ours and record.phase == "contest":
-            said[f"two records of attempt {ours.attempt} differ; the later counts"].add(key)
-        elif record.attempt > ours.attempt and record is last.get(record.trial.trial_id):
+        if ours is not None and ours.trial.trial_id == trial_id and ours.attempt < record.attempt:
             why = "it had completed, and no reading of the machine speaks against it"
             said[f"attempt {ours.attempt} counts, not {record.attempt}: {why}"].add(key)
     lines = []
@@ -448,28 +439,11 @@ def objective_gap(suite: Suite, summary: Summary) -> str | None:
     return f"{metric} above 0 with every seed: not with {seeds_words(without)}" if some else None
 
 
-def gap_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[str]:
-    """What decides and is not known, or has no ratio, of seeds that completed."""
-    constraints = [parse_constraint(text).metric for text in suite.decide.constraints]
-    lines = []
-    for summary in summaries:
-        for metric in dict.fromkeys([suite.decide.objective, *constraints]):
-            if unknown := seeds_words(summary.unknown(metric)):
-                lines.append(
-                    f"{summary.name}: no {metric} with {unknown}, which completed: they are left out of means"
-                )
-            if without := seeds_words(summary.without_ratio(metric)):
-                lines.append(f"{summary.name}: {metric} is not above 0 with {without}: they are left out of ratios")
-    return lines
-
-
-def memory_warnings(summaries: Sequence[Summary]) -> list[str]:
-    """One line where peaks of different kinds stand in one table."""
-    kinds = memory_kinds(summaries)
-    return [f"peak memory mixes different quantities: {', '.join(kinds)}"] if len(kinds) > 1 else []
-
-
-def memory_kinds(summaries: Sequence[Summary]) -> list[metrics.MemoryKind]:
-    """Which kinds of peak memory the completed trials measured, sorted."""
-    measurements = [m for summary in summaries for m in summary.measurements.values()]
-    return sorted({kind for m in measurements if (kind := metrics.memory_kind(m))})
+def ratio_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[str]:
+    """What decides and has no ratio."""
+    metrics_asked = [suite.decide.objective, *(parse_constraint(text).metric for text in suite.decide.constraints)]
+    return [
+        f"{summary.name}: {metric} is not above 0 with {seeds_words(seeds)}: they are left out of ratios"
+        for summary in summaries for metric in dict.fromkeys(metrics_asked)
+        if (seeds := summary.without_ratio(metric))
+    ]  # fmt: skip

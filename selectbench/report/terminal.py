@@ -25,7 +25,7 @@ from selectbench.planning.plan import CANNOT_START, Plan, PlannedOption
 from selectbench.record.environment import Calibration
 from selectbench.record.run_folder import PastRun
 from selectbench.report import document as doc
-from selectbench.report.evidence import CLEANING, choice_text
+from selectbench.report.evidence import choice_text, cleaning_lines
 from selectbench.suite.command import ALONE, CommandChoices, Where, arguments
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite, besides_the_rate
@@ -369,7 +369,8 @@ def print_data(console: Console, prepared_data: Sequence[tuple[Prepared, list[st
         if len(prepared_data) > 1:
             _say(console, [f"{one_line(', '.join(options), 200)}:"], "bold")
         told = [f"  {look.targets[1]}"] if look.targets else []
-        _say(console, [*_documents(prepared), *_tokens(prepared), *told, *_histogram(prepared.document_sizes)])
+        told += _histogram(prepared.document_sizes)
+        _say(console, [*cleaning_lines(prepared.facts()), *_tokens(prepared), *told])
         for name, samples in (("training", look.training_samples), ("held out", look.heldout_samples)):
             for sample in samples:
                 headed(f"{name}: ", sample)
@@ -378,29 +379,12 @@ def print_data(console: Console, prepared_data: Sequence[tuple[Prepared, list[st
             console.print(Text(line, style="dim"), soft_wrap=True)
 
 
-def _documents(prepared: Prepared) -> Iterator[str]:
-    if not prepared.has_text:
-        return
-    kept = prepared.train_documents + prepared.heldout_documents
-    gone = sum(prepared.removed.values()) + prepared.removed_documents
-    parts = f"{prepared.train_documents:,} to train on, {prepared.heldout_documents:,} held out"
-    yield f"documents: {prepared.documents_in:,} read = {kept:,} kept ({parts}) + {gone:,} removed"
-    yield from (f"  removed: {count:,} {CLEANING.get(step, step)}" for step, count in prepared.removed.items())
-    if prepared.removed_documents:
-        yield f"  removed: {prepared.removed_documents:,} held out, all of whose lines are in the training text"
-    yield from (f"  changed: {count:,} {CLEANING.get(step, step)}" for step, count in prepared.changed.items())
-    if prepared.removed_lines:
-        yield f"  held-out lines taken out, as they are in the training text: {prepared.removed_lines:,}"
-
-
 def _tokens(prepared: Prepared) -> Iterator[str]:
     parts = f"{prepared.train_tokens:,} to train on, {prepared.heldout_tokens:,} held out"
     yield f"tokens: {parts}; vocabulary of {prepared.vocab_size:,}"
     if prepared.has_text and prepared.train_tokens:
         parts = f"{units.size(prepared.train_bytes)} to train on, {units.size(prepared.heldout_bytes)} held out"
         yield f"  {units.significant(prepared.train_bytes / prepared.train_tokens, 3)} bytes a token ({parts})"
-    if prepared.unknown_tokens:
-        yield f"  unknown to the tokenizer: {prepared.unknown_tokens:,} tokens, whose text is lost"
     if prepared.entropy_rate is not None:
         yield f"  entropy of the source: {units.significant(prepared.entropy_rate, 6)} nats per token"
     if not prepared.has_text and prepared.removed_lines:

@@ -441,7 +441,6 @@ def test_a_seed_whose_loss_blew_up_is_not_left_out_of_the_perplexity(blown: list
     assert not found.eligible
     assert found.constraints[0].verdict == "fails"
     assert found.constraints[0].detail == f"no finite final_perplexity with {seeds}"
-    assert any(f"b: no final_perplexity with {seeds}, which completed" in line for line in ranking.warnings)
     gate = hold_gate(*_as_runs("b", records, trials("base", [100.0] * 5) + trials("b", [200.0] * 5)), QUALITY_LIMIT)
     assert gate.verdict == "regression"
 

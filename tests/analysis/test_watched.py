@@ -177,14 +177,11 @@ def test_the_alarm_names_the_option_and_both_losses():
     assert ranking.answer.endswith("Nothing was learnt by bf16_mixed (see the warnings): its quality says nothing.")
 
 
-def test_an_attempt_with_mended_code_replaces_one_that_completed_and_it_is_told():
+def test_an_attempt_with_mended_code_replaces_one_that_completed():
     def attempt(number, code):
         watched = Watched(**COUNTED, code_files={"ours.py": code * 64})
         return replace(make_record("base", 0, attempt=number), watched=watched)
 
-    said = "it ran again, as own code was changed after it had completed"
     for code, counts in (("2", 2), ("1", 1)):
         records = [attempt(1, "1"), attempt(2, code)]
         assert [record.attempt for record in counted(records)] == [counts]
-        warnings = rank(make_suite("base"), records).warnings
-        assert any(said in line for line in warnings) == (counts == 2)
