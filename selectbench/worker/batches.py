@@ -82,13 +82,11 @@ class CausalBatches(SampleOrder):
         self, tokens: npt.NDArray[np.integer], *, seq_len: int, global_batch_size: int, seed: int, device: str,
         answers: Answers | None = None,
     ) -> None:  # fmt: skip
-        """`tokens`: 1-D, at least seq_len + 1 of them (ValueError where there are fewer).
+        """`tokens`: 1-D, at least seq_len + 1 of them.
 
         `answers`: the sequences of a chat; None: cut evenly, and all targets count.
         """
         found = sequences(len(tokens), seq_len) if answers is None else len(answers.starts)
-        if found < 1:
-            raise ValueError(f"the training split has {len(tokens)} tokens, one sequence needs {seq_len + 1}")
         super().__init__(found, global_batch_size, seed)
         self.width = seq_len + 1
         self._tokens, self._answers, self._seq_len, self.device = tokens, answers, seq_len, device
@@ -183,15 +181,13 @@ class HeldOut:
 def causal_held_out(data: Prepared, *, tokens: int, seq_len: int) -> HeldOut:
     """The first `tokens` held-out tokens, rounded up to whole sequences; all there are where there are fewer.
 
-    Of chats only what is to be predicted is scored. Raises ValueError where the split fills no sequence.
+    Of chats only what is to be predicted is scored. `data.prepared.check_enough` must hold.
     """
     stream, chat = data.heldout(), data.answers(HELDOUT, seq_len)
     if chat is None:
         count = min(-(-tokens // seq_len), sequences(len(stream), seq_len))
     else:
         count = bisect_left(range(len(chat.starts)), tokens, key=chat.upto)
-    if count < 1:
-        raise ValueError(f"the held-out split has {len(stream)} tokens, one sequence needs {seq_len + 1}")
 
     def cut(values: Any) -> Any:
         starts = np.arange(count) * seq_len if chat is None else chat.starts[:count]
@@ -298,12 +294,10 @@ class PairBatches(SampleOrder):
 def pairs_held_out(data: Prepared, *, tokens: int, seq_len: int, start_id: int | None = None) -> HeldOut:
     """The first pairs whose targets have so many tokens together; all that there are where there are fewer.
 
-    Raises ValueError where no pair fits.
+    `data.prepared.check_enough` must hold.
     """
     sizes, pairs = data.bytes_of_heldout(), PairTokens.of(data, HELDOUT, seq_len, start_id)
     assert sizes is not None
-    if not len(pairs):
-        raise ValueError(f"no held-out pair fits seq_len {seq_len}")
     enough = int(np.searchsorted(np.cumsum(pairs.lengths[:, 1]), tokens)) + 1
     indices = np.arange(min(enough, len(pairs)))
     spans = zip(pairs.starts[indices, 1].tolist(), pairs.lengths[indices, 1].tolist(), strict=True)
