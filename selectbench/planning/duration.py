@@ -25,21 +25,21 @@ from selectbench.suite.command import CommandJob
 from selectbench.suite.job import Eval, Job
 
 CPU_SHARE = 0.5
-"""Of a plain matrix product's rate, what a small model's training reaches; seen on two-core machines."""
+"""Share of a plain matrix product's rate that a small model's training reaches; seen on two-core machines."""
 CPU_WITHOUT_UNITS_COST: dict[MatmulDtype, float] = {"bfloat16": 4.5, "float16": 15.0}
-"""How much slower a half precision is on a CPU that has no instructions for it; seen likewise."""
+"""How much slower a half precision is on a CPU that has no instructions for it; seen on such machines."""
 MATMUL_SHARE = 0.75
-"""Of a data sheet's peak, what large matrix products reach: what `doctor --calibrate` measures."""
+"""Share of a data sheet's peak that large matrix products reach, as `doctor --calibrate` measures it."""
 TENSOR_CORE_SHARE = {False: 0.3, True: 0.6}
-"""Of that, what training reaches, by whether the model is compiled.
+"""Share of the rate of large products that training reaches, by whether the model is compiled.
 
 nanoGPT's README: GPT-2 124M takes 250 ms a step on A100s and compiled 135 ms, which is 45 % of the peak."""
 FP32_SHARE = 0.8
-"""The same without tensor cores: the products themselves are most of the time."""
+"""The same share without tensor cores: the products themselves take most of the time."""
 HALF_OVER_FP32 = 2.0
-"""Tensor cores over the other ones at least, where the GPU's data sheet is not known."""
+"""Least speedup of tensor cores over the other cores, for a GPU whose data sheet is not known."""
 FIRST_TENSOR_CORES = (7, 0)
-"""Compute capability."""
+"""Compute capability of the first GPUs with tensor cores."""
 TRIAL_SECONDS = {"cpu": 1.0, "cuda": 3.0}
 """What a trial costs beyond its steps and evaluations until one has been measured: on a CPU 0.1 to 2 s were seen;
 on CUDA a guess for its context, the libraries' handles and the kernels, which are loaded when first used."""
@@ -48,7 +48,7 @@ COMPILE_SECONDS = 30.0
 IMPORT_SECONDS = 7.0
 """What the first trial of an interpreter waits for torch and transformers: five to ten seconds (worker.server)."""
 SETTLE_SECONDS = {"cpu": 0.0, "cuda": 1.0}
-"""Before each trial, until the GPU is seen idle: the driver's utilisation is of up to the last second."""
+"""Wait before each trial until the GPU is seen idle: the driver's utilisation covers up to the last second."""
 
 
 @dataclass(frozen=True)
@@ -56,49 +56,49 @@ class History:
     """Completed trials of a suite on hardware like this machine's, those of the newest run last."""
 
     trials: list[Record] = field(default_factory=list)
-    """Without those that waited for a server to start."""
+    """All but the trials that waited for a server to start."""
     start_seconds: float | None = None
     """What a trial waits for its interpreter's imports, on average; None: not known."""
 
 
 def past_trials(suite_folder: Path, machine: Machine) -> History:
-    """Of all runs of a suite that ran on hardware of this machine's kind; what can't be read says nothing.
+    """Completed trials of all runs of a suite on hardware of this machine's kind; unreadable runs are skipped.
 
-    The first trial of each interpreter waited for its imports: it counts for that alone where its option has
-    another. Of a run that was resumed the first of its first part alone is known.
+    The first trial of each interpreter waited for its imports: it counts only for the time of a start where its
+    option has another trial. Of a resumed run, only the first trial before the interruption is known as such.
     """
     trials, starts = [], []
     for path in sorted(suite_folder.glob(f"*/{RECORDS_FILE}")):
-        if not _is_alike(path.parent, machine):
+        if not _has_like_hardware(path.parent, machine):
             continue
         try:
-            done = [record for record in read_records(path)[0] if isinstance(record.outcome, Completed)]
-            first = {record.trial.read_settings().get("python"): record for record in reversed(done)}.values()
-        except (UserError, TypeError):  # TypeError: of what is no path
+            completed = [record for record in read_records(path)[0] if isinstance(record.outcome, Completed)]
+            first_trials = {r.trial.read_settings().get("python"): r for r in reversed(completed)}.values()
+        except (UserError, TypeError):  # TypeError: `python` is no path
             continue
-        repeats = Counter(record.trial.option for record in done)
-        waited = [record for record in first if repeats[record.trial.option] > 1]
-        trials += [record for record in done if not any(record is each for each in waited)]
-        for record in waited:
-            others = [r for r in done if r.trial.option == record.trial.option and r is not record]
+        repeats = Counter(record.trial.option for record in completed)
+        slowed = [record for record in first_trials if repeats[record.trial.option] > 1]
+        trials += [record for record in completed if not any(record is other for other in slowed)]
+        for record in slowed:
+            others = [r for r in completed if r.trial.option == record.trial.option and r is not record]
             starts.append(max(0.0, record.wall_seconds - fmean(r.wall_seconds for r in others)))
     return History(trials, fmean(starts) if starts else None)
 
 
-def _is_alike(run: Path, machine: Machine) -> bool:
-    """Whether the run's GPUs are of the kind of this machine's, or its processor and the cores of it are."""
+def _has_like_hardware(run: Path, machine: Machine) -> bool:
+    """Whether the run had GPUs of this machine's kind or, on a CPU, the same processor, cores and lanes."""
     try:
-        then = read_environment(run / ENVIRONMENT)
+        environment = read_environment(run / ENVIRONMENT)
     except UserError:
         return False
-    gpus = {gpu.get("name") for gpu in then.get("gpus") or []}
+    gpus = {gpu.get("name") for gpu in environment.get("gpus") or []}
     if machine.device == "cuda":
         return bool(gpus) and gpus <= {gpu.name for gpu in machine.gpus}
-    limits = [then.get("cores_by_affinity"), then.get("cores_by_cgroup")]
+    limits = [environment.get("cores_by_affinity"), environment.get("cores_by_cgroup")]
     cores = min((float(limit) for limit in limits if limit is not None), default=None)
-    if then.get("lanes", 1) != machine.lanes:
+    if environment.get("lanes", 1) != machine.lanes:
         return False
-    return not gpus and then.get("cpu_model") == cpu_model() and cores == usable_cores()
+    return not gpus and environment.get("cpu_model") == cpu_model() and cores == usable_cores()
 
 
 @dataclass(frozen=True)
@@ -107,33 +107,33 @@ class Estimate:
 
     seconds: dict[str, float]
     from_records: int
-    """Options whose figure comes from earlier trials of theirs."""
+    """Number of options whose figure comes from their earlier trials."""
 
 
 def estimate(plan: Plan, machine: Machine, history: History) -> Estimate | None:
-    """None where neither earlier trials nor the machine's rate say anything."""
+    """Estimate each option's trials; None where neither earlier trials nor the machine's rates say anything."""
     ids = {planned.trial.trial_id for planned in plan.trials}
-    same: dict[str, list[float]] = {}  # this code, these settings, one of the suite's seeds
+    walls: dict[str, list[float]] = {}  # of trials of this code, these settings, one of the suite's seeds
     for record in history.trials:
         if record.trial.trial_id in ids:
-            same.setdefault(record.trial.option, []).append(record.wall_seconds)
-    known: dict[str, float] = {}
-    rough: dict[str, float | None] = {}
+            walls.setdefault(record.trial.option, []).append(record.wall_seconds)
+    measured: dict[str, float] = {}
+    rough_seconds: dict[str, float | None] = {}
     for planned in plan.options:
         if planned.unsupported is None:
             name = planned.option.name
-            if of_records := same.get(name) or _scaled_seconds(plan, planned, history):
-                known[name] = fmean(of_records)
-            rough[name] = _rough_seconds(plan, planned, machine)
-    # What was not measured is taken to be as much slower than told roughly as what was.
-    slower = median([known[name] / told for name, told in rough.items() if told and name in known] or [1.0])
+            if measured_seconds := walls.get(name) or _scaled_seconds(plan, planned, history):
+                measured[name] = fmean(measured_seconds)
+            rough_seconds[name] = _rough_seconds(plan, planned, machine)
+    # Options without a measurement are taken to be as much slower than their rough figure as the measured ones.
+    slower = median([measured[n] / rough for n, rough in rough_seconds.items() if rough and n in measured] or [1.0])
     seconds: dict[str, float] = {}
-    for name, told in rough.items():
-        expected = known.get(name, None if told is None else told * slower)
+    for name, rough in rough_seconds.items():
+        expected = measured.get(name, None if rough is None else rough * slower)
         if expected is None:
             return None
         seconds[name] = expected + SETTLE_SECONDS[plan.suite.device]
-    return Estimate(seconds, len(known))
+    return Estimate(seconds, len(measured))
 
 
 @dataclass(frozen=True)
@@ -142,36 +142,36 @@ class StageCost:
 
     title: str
     trials: int
-    """That can run here."""
+    """Number of trials that can run here."""
     seconds: float | None
-    """Of all of them; None: unknown."""
+    """Total of these trials; None: unknown."""
     usd: float | None
-    """Rent of the GPUs for that time at the suite's price; None: unknown, or there is no price."""
+    """Rent of the GPUs for that time at the suite's price; None: unknown, or the suite has no price."""
     start_seconds: float = 0.0
-    """Of those seconds, what is waited for the interpreters' imports, once in a run."""
+    """Part of `seconds` that is spent waiting for the interpreters' imports, once in a run."""
 
 
 def stage_costs(stages: Sequence[tuple[str, Plan]], machine: Machine, history: History) -> list[StageCost]:
-    """Of every stage of a run, by title and plan in order; the first one waits for the imports."""
+    """Cost of every stage of a run, given by title and plan in order; the first one waits for the imports."""
     costs = [_stage_cost(title, plan, machine, history) for title, plan in stages]
     first, *others = costs
     if first.seconds is None or not first.trials:
         return costs
-    (_, plan), start = stages[0], history.start_seconds
+    (_, plan), measured = stages[0], history.start_seconds
     pythons = {planned.option.choices.python for planned in plan.options if planned.unsupported is None}
-    waited = len(pythons) * (IMPORT_SECONDS if start is None else start)
-    return [replace(first, seconds=first.seconds + waited, start_seconds=waited), *others]
+    import_seconds = len(pythons) * (IMPORT_SECONDS if measured is None else measured)
+    return [replace(first, seconds=first.seconds + import_seconds, start_seconds=import_seconds), *others]
 
 
 def _stage_cost(title: str, plan: Plan, machine: Machine, history: History) -> StageCost:
-    every = Counter(planned.trial.option for planned in plan.trials)
-    trials = {p.option.name: every[p.option.name] for p in plan.options if p.unsupported is None}
-    found = estimate(plan, machine, history)
-    if found is None:
+    counts = Counter(planned.trial.option for planned in plan.trials)
+    trials = {p.option.name: counts[p.option.name] for p in plan.options if p.unsupported is None}
+    estimated = estimate(plan, machine, history)
+    if estimated is None:
         return StageCost(title, sum(trials.values()), None, None)
     price = plan.suite.cost.usd_per_gpu_hour if plan.suite.cost and plan.suite.device == "cuda" else None
-    seconds = {name: count * found.seconds[name] for name, count in trials.items()}
-    gpu_seconds = sum(of_option * plan.planned(name).world_size for name, of_option in seconds.items())
+    seconds = {name: count * estimated.seconds[name] for name, count in trials.items()}
+    gpu_seconds = sum(option_seconds * plan.planned(name).world_size for name, option_seconds in seconds.items())
     usd = None if price is None else gpu_seconds / 3600 * price
     rounds = len({planned.round for planned in plan.trials if planned.phase == "contest"})
     turns = math.ceil(rounds / machine.lanes) / rounds if rounds else 1.0  # lanes run whole rounds side by side
@@ -179,61 +179,61 @@ def _stage_cost(title: str, plan: Plan, machine: Machine, history: History) -> S
 
 
 def _scaled_seconds(plan: Plan, planned: PlannedOption, history: History) -> list[float]:
-    """From trials of such work at other seeds, rates or lengths, scaled to the option's job."""
+    """Walls of trials with the same work at other seeds, rates or lengths, scaled to the option's job."""
     if plan.suite.command is not None:
         return _command_seconds(plan.suite.command, planned, history)
     choices = planned.option.built
-    work, job = _work(choices.model_dump(mode="json")), plan.suite.built.of(choices)
+    work, job = _cost_settings(choices.model_dump(mode="json")), plan.suite.built.of(choices)
     least = job.timing.least_seconds(plan.suite.device)
     return [
-        _seconds_of(job, record, least)
+        _scaled_to_job(job, record, least)
         for record in history.trials
         if record.identity is not None and record.identity.parameters == planned.parameters
-        and _work(record.trial.read_settings()) == work
+        and _cost_settings(record.trial.read_settings()) == work
     ]  # fmt: skip
 
 
 def _command_seconds(job: CommandJob, planned: PlannedOption, history: History) -> list[float]:
-    """From trials of the same command and option at other seeds, or stopped after another number of steps."""
-    found = []
+    """Walls of the same command and option at other seeds, or stopped after another number of steps, scaled."""
+    seconds = []
     for record in history.trials:
         if record.trial.option == planned.option.name and isinstance(record.outcome, Completed):
-            before = record.outcome.measurement
-            steps = max(1, before.steps_applied + before.steps_skipped)
-            beside = max(0.0, record.wall_seconds - before.training_seconds)
-            found.append(beside + before.training_seconds * job.stops_after / steps)
-    return found
+            measurement = record.outcome.measurement
+            steps = max(1, measurement.steps_applied + measurement.steps_skipped)
+            overhead = max(0.0, record.wall_seconds - measurement.training_seconds)
+            seconds.append(overhead + measurement.training_seconds * job.stops_after / steps)
+    return seconds
 
 
-def _work(settings: dict[str, Any]) -> dict[str, Any]:
-    """What decides how long a token takes: neither the optimizer's numbers nor the global batch."""
-    kept = {name: value for name, value in settings.items() if name != "global_batch_size" and value is not None}
-    optimizer = {name: value for name, value in kept.get("optimizer", {}).items() if not isinstance(value, float)}
-    return {**kept, "optimizer": optimizer}
+def _cost_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide how long a token takes: all but the optimizer's numbers and the global batch."""
+    relevant = {k: value for k, value in settings.items() if k != "global_batch_size" and value is not None}
+    optimizer = {k: value for k, value in relevant.get("optimizer", {}).items() if not isinstance(value, float)}
+    return {**relevant, "optimizer": optimizer}
 
 
-def _seconds_of(job: Job, record: Record, least_timed_seconds: float) -> float:
-    """What the job takes by a trial of such work: steps by their tokens, evaluations by those that they score."""
+def _scaled_to_job(job: Job, record: Record, least_timed_seconds: float) -> float:
+    """Seconds of the job from a trial of the same work: steps by their tokens, evaluations by scored tokens."""
     assert isinstance(record.outcome, Completed)
-    before = record.outcome.measurement
-    steps, step = before.steps_applied + before.steps_skipped, before.step_time_median_seconds
-    training, evaluating = before.training_seconds, before.evaluation_seconds
-    added = max(0, before.timed_steps - steps) * (step or 0.0)
-    scored = (before.heldout_tokens or 0) * len(record.evaluation_curve)
-    per_token = (training / max(1, steps) if step is None else step) / before.tokens_per_step
-    # A token is taken to be scored as slowly as it is trained where none was scored.
+    measurement = record.outcome.measurement
+    steps, step = measurement.steps_applied + measurement.steps_skipped, measurement.step_time_median_seconds
+    training, evaluating = measurement.training_seconds, measurement.evaluation_seconds
+    added = max(0, measurement.timed_steps - steps) * (step or 0.0)
+    scored = (measurement.heldout_tokens or 0) * len(record.evaluation_curve)
+    per_token = (training / max(1, steps) if step is None else step) / measurement.tokens_per_step
+    # Where no token was scored, scoring is taken to be as slow as training.
     per_scored_token = evaluating / scored if scored else per_token
-    beside = max(0.0, record.wall_seconds - training - evaluating - added) + (before.compile_seconds or 0.0)
-    return _seconds_in_all(job, beside, per_token, per_scored_token, least_timed_seconds)
+    overhead = max(0.0, record.wall_seconds - training - evaluating - added) + (measurement.compile_seconds or 0.0)
+    return _total_seconds(job, overhead, per_token, per_scored_token, least_timed_seconds)
 
 
-def _seconds_in_all(
-    job: Job, beside: float, per_token: float, per_scored_token: float, least_timed_seconds: float
+def _total_seconds(
+    job: Job, overhead: float, per_token: float, per_scored_token: float, least_timed_seconds: float
 ) -> float:
-    """What is beside the work, the job's steps, steps for timing alone, and its evaluations; rates in seconds."""
+    """Overhead, the job's steps, extra steps for timing, and its evaluations; rates in seconds per token."""
     step = per_token * job.tokens_per_step
     untimed = max(0.0, least_timed_seconds - max(0.0, (job.max_steps - job.timing.warmup_steps) * step))
-    return beside + job.max_steps * step + untimed + per_scored_token * _scored_tokens(job)
+    return overhead + job.max_steps * step + untimed + per_scored_token * _scored_tokens(job)
 
 
 def _scored_tokens(job: Job) -> int:
@@ -244,9 +244,9 @@ def _scored_tokens(job: Job) -> int:
 
 
 def _rough_seconds(plan: Plan, planned: PlannedOption, machine: Machine) -> float | None:
-    """By the rates of matrix products: a trained token takes 6 FLOPs per parameter and a scored one 2.
+    """Seconds by the rates of matrix products: a trained token takes 6 FLOPs per parameter and a scored one 2.
 
-    Kaplan et al., arXiv:2001.08361. None: nothing tells them.
+    Source: Kaplan et al., arXiv:2001.08361. None where the rates or the parameters are unknown.
     """
     if plan.suite.command is not None or planned.parameters is None:
         return None
@@ -260,14 +260,14 @@ def _rough_seconds(plan: Plan, planned: PlannedOption, machine: Machine) -> floa
     if device == "cuda":
         shared = max(1, planned.world_size)
     per_token, per_scored_token = (
-        flops * planned.parameters / of / shared for flops, of in ((6.0, rate), (2.0, scoring_rate))
+        flops * planned.parameters / per_second / shared for flops, per_second in ((6.0, rate), (2.0, scoring_rate))
     )
-    beside = TRIAL_SECONDS[device] + (COMPILE_SECONDS if is_compiled else 0.0)
-    return _seconds_in_all(job, beside, per_token, per_scored_token, job.timing.least_seconds(device))
+    overhead = TRIAL_SECONDS[device] + (COMPILE_SECONDS if is_compiled else 0.0)
+    return _total_seconds(job, overhead, per_token, per_scored_token, job.timing.least_seconds(device))
 
 
 def _training_flops_per_second(machine: Machine, dtype: MatmulDtype, *, compiled: bool) -> float | None:
-    """Of one rank, in training whose matrix products run in this dtype; None: nothing tells it."""
+    """Rate of one rank in training whose matrix products run in this dtype; None where it is unknown."""
     if machine.device == "cpu":
         slower = 1.0 if dtype in machine.cpu_units else CPU_WITHOUT_UNITS_COST.get(dtype, 1.0)
         return CPU_SHARE * _matmul_flops_per_second() / slower / machine.lanes
@@ -279,7 +279,7 @@ def _training_flops_per_second(machine: Machine, dtype: MatmulDtype, *, compiled
 
 
 def _matmul_rate(gpu: Gpu, dtype: MatmulDtype) -> float | None:
-    """What large products reach: as measured on this very GPU, else by its data sheet or its cores."""
+    """FLOPs per second of large products: as measured on this very GPU, else by its data sheet or its cores."""
     if (measured := stored_rates(gpu.uuid).get(dtype)) is not None:
         return measured
     if gpu.is_mig:  # sheets and cores are the whole board's
@@ -295,7 +295,7 @@ def _matmul_rate(gpu: Gpu, dtype: MatmulDtype) -> float | None:
 
 @cache
 def _matmul_flops_per_second(sizes: Sequence[int] = (128, 512), probe_seconds: float = 0.1) -> float:
-    """The best of a tenth of a second; on busy cores large products wait for their slowest thread."""
+    """The best rate within a tenth of a second; on busy cores large products wait for their slowest thread."""
     matrices = [np.ones((size, size), dtype=np.float32) for size in sizes]
     fastest, end = 0.0, time.perf_counter() + probe_seconds
     while time.perf_counter() < end:
