@@ -160,7 +160,7 @@ def run(
     """Run a suite's trials, rank the options and write the report. An incomplete run is resumed."""
     from selectbench.errors import ExitCode, UserError
     from selectbench.launch.channel import take_secret
-    from selectbench.launch.display import make_display, what_again
+    from selectbench.launch.display import ask_rerun, make_display
     from selectbench.launch.nodes import Nodes, node_request
     from selectbench.launch.preparation import prepare_all
     from selectbench.launch.run import Retried, run_agent, submit
@@ -180,7 +180,7 @@ def run(
     if slurm is not None:
         request = replace(request, suite=str(slurm.suite_file))
     elif read_site(site, lanes).launcher == "slurm":
-        asked, retried = partial(what_again, console, reuse=reuse), Retried(retry_failed, rerun_unclean)
+        asked, retried = partial(ask_rerun, console, reuse=reuse), Retried(retry_failed, rerun_unclean)
         own = submit(request, results, notify, fresh=fresh, retried=retried, again=asked)
         if detach:
             notify(_handles(own))
@@ -200,7 +200,7 @@ def run(
         result = run_suite(
             replace(prepare_all(request, notify), round=round_number), results, lambda: make_display(console),
             fresh=fresh, retry_failed=retry_failed, rerun_unclean=rerun_unclean,
-            again=partial(what_again, console, reuse=reuse), nodes=others, slurm=slurm, notify=notify,
+            again=partial(ask_rerun, console, reuse=reuse), nodes=others, slurm=slurm, notify=notify,
         )  # fmt: skip
         if others is not None:
             others.status = result.exit_code

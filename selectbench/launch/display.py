@@ -36,82 +36,82 @@ from selectbench.text import first_line, one_line
 # How long the rest of a run takes, from the trials that ended and the running one's own pace. Pure.
 
 
-_NAME_MOST = 40
-"""Characters of the running option's name."""
-_BESIDE_STEPS = ("evaluate", "save")
-"""Phases that make no run longer than it was said to be when they began."""
+_LONGEST_NAME = 40
+"""Most characters that are displayed of the running option's name."""
+_PHASES_BESIDE_STEPS = ("evaluate", "save")
+"""Phases during which the displayed time left does not rise."""
 
 
 @dataclass
-class Running:
-    """The trial that runs; moments by the display's clock, in seconds."""
+class RunningTrial:
+    """A trial that is running; moments are seconds of the display's clock."""
 
     option: str
     seed: int
     number: int
     of: int
     label: str = ""
-    """The option's name where there is little room."""
+    """The option's name, shortened for display."""
     place: str = ""
-    """`lane 2: `, where there are several."""
+    """`lane 2: ` where there are several lanes, else ''."""
     began: float | None = None
-    """When its worker began with it; None: its server is still starting."""
+    """When the worker began the trial; None: its server is still starting."""
     phase: str = "setup"
     step: int = 0
     steps: int = 0
-    """Optimizer steps of the job; 0: there was no report yet."""
+    """Optimizer steps of the job; 0: there has been no report yet."""
     first: tuple[int, float] | None = None
-    """Steps done and the moment of the first report: what came before, such as compiling, is not of the pace."""
+    """Steps done and the moment at the first report; the pace leaves out what came before, such as compiling."""
     last: tuple[int, float] | None = None
-    """Those of the last report of a further step."""
+    """Steps done and the moment at the last report of a further step."""
     evaluating: Evaluating | None = None
-    """How far the evaluation is that goes on."""
+    """Progress of the evaluation that is running; None: there is none."""
     loss: float | None = None
     tokens_per_second: float | None = None
 
     def name(self) -> str:
         """`trial 3 of 20: bf16, seed 1`."""
-        name = self.label or one_line(self.option, _NAME_MOST)
+        name = self.label or one_line(self.option, _LONGEST_NAME)
         return f"{self.place}trial {self.number} of {self.of}: {name}, seed {self.seed}"
 
     def figures(self) -> str:
-        """`train 30/60, loss 5.43, 11,234 tokens/s`, what is known of it."""
-        told = self.evaluating
+        """`train 30/60, loss 5.43, 11,234 tokens/s`, as far as the figures are known."""
+        evaluation = self.evaluating
         parts = [f"{self.phase} {self.step}/{self.steps}" if self.steps else self.phase]
-        parts = [f"{self.phase} {told.done:,}/{told.of:,} {told.what}"] if told else parts
+        parts = [f"{self.phase} {evaluation.done:,}/{evaluation.of:,} {evaluation.what}"] if evaluation else parts
         parts += [f"loss {units.significant(self.loss)}"] if self.loss is not None else []
         parts += [f"{units.count(self.tokens_per_second)} tokens/s"] if self.tokens_per_second is not None else []
         return ", ".join(parts)
 
     def elapsed(self, now: float) -> float:
-        """Seconds since its worker began with it."""
+        """Seconds since the worker began the trial."""
         return 0.0 if self.began is None else now - self.began
 
     def steps_left_seconds(self, now: float) -> float | None:
-        """Until all steps are done, at the pace since the first report; None: there were not two yet.
+        """Seconds until all steps are done, at the pace since the first report; None: fewer than two reports.
 
-        Evaluations on the way are part of the pace. Where a report is overdue the figure stands still.
+        Evaluations between steps are part of the pace. While a report is overdue the figure stays as it is.
         """
         if self.first is None or self.last is None or self.first == self.last:
             return None
-        (before, began), (done, at) = self.first, self.last
-        pace = (at - began) / (done - before)
-        return pace * (self.steps - done) - min(now - at, pace) if done < self.steps else 0.0
+        (first_step, first_at), (step, at) = self.first, self.last
+        pace = (at - first_at) / (step - first_step)
+        return pace * (self.steps - step) - min(now - at, pace) if step < self.steps else 0.0
 
 
 @dataclass
 class TimeLeft:
-    """Walls of ended trials by option, without the start of a trial server, which serves all; all in seconds.
+    """Walls of ended trials by option in seconds, without the start of a trial server, which serves all trials.
 
-    A trial takes as long as its option's took on average, else as long as the running one of its option seems to
-    take, else as long as the other options' trials.
+    A trial is taken to last as long as its option's trials on average, else as long as the running trial of its
+    option is expected to, else as long as the other options' trials.
     """
 
     remaining: dict[str, int]
-    """Trials to come by option, the running one among them."""
+    """Trials by option that have not ended, the running one among them."""
     walls: dict[str, list[float]] = field(default_factory=dict)
     completed: set[str] = field(default_factory=set)
-    """Options that have completed a trial: of one that has not nothing follows for the others."""
+    """Options that have completed a trial: failed trials say nothing about other options' walls."""
 
     def ended(self, option: str, wall_seconds: float, *, completed: bool) -> None:
         """A trial of the option is over."""
@@ -119,25 +119,25 @@ class TimeLeft:
         self.walls.setdefault(option, []).append(wall_seconds)
         self.completed |= {option} if completed else set()
 
-    def left(self, runs: Sequence[Running] = (), now: float = 0.0, lanes: int = 1) -> float | None:
-        """Seconds until the run ends; None: not known yet. `runs`: the trials at hand, `now`: by their clock."""
+    def seconds(self, runs: Sequence[RunningTrial] = (), now: float = 0.0, lanes: int = 1) -> float | None:
+        """Seconds until the run ends; None: not known yet. `runs`: running trials; `now`: time of their clock."""
         means = {option: fmean(walls) for option, walls in self.walls.items()}
         of_others = [means[option] for option in self.completed]
-        rests: list[float] = []
-        for one in runs:
-            elapsed, steps = one.elapsed(now), one.steps_left_seconds(now)
-            if one.option not in self.walls and steps is not None:
-                means[one.option] = elapsed + steps
+        running_seconds: list[float] = []
+        for trial in runs:
+            elapsed, steps = trial.elapsed(now), trial.steps_left_seconds(now)
+            if trial.option not in self.walls and steps is not None:
+                means[trial.option] = elapsed + steps
                 of_others.append(elapsed + steps)
-            expected = means.get(one.option, fmean(of_others) if of_others else None)
+            expected = means.get(trial.option, fmean(of_others) if of_others else None)
             if expected is None:
                 return None
-            rests.append(expected - elapsed if elapsed < expected else steps or 0.0)
-        to_come = Counter(self.remaining) - Counter(one.option for one in runs)
+            running_seconds.append(expected - elapsed if elapsed < expected else steps or 0.0)
+        to_come = Counter(self.remaining) - Counter(trial.option for trial in runs)
         if not of_others and not means.keys() >= to_come.keys():
             return None
-        seconds = sum(count * means.get(name, fmean(of_others or [0.0])) for name, count in to_come.items())
-        return max([*rests, (sum(rests) + seconds) / lanes])
+        seconds_to_come = sum(count * means.get(name, fmean(of_others or [0.0])) for name, count in to_come.items())
+        return max([*running_seconds, (sum(running_seconds) + seconds_to_come) / lanes])
 
 
 # What the displays know of a run: counts by option, the running trial, the time left.
@@ -158,7 +158,7 @@ class Tally:
     """Tokens per second of the completed trials."""
 
     def count(self, outcome: Outcome) -> None:
-        """One more trial that has ended."""
+        """Add a trial that has ended."""
         self.done += 1
         self.failed += isinstance(outcome, Failed)
         speed = _speed(outcome)
@@ -166,7 +166,7 @@ class Tally:
 
 
 class Display:
-    """What a run tells of itself, in order, and what follows from it; shows nothing itself."""
+    """Keeps the state of a run from its reports, which come in order; subclasses display it."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self.clock = clock
@@ -174,41 +174,41 @@ class Display:
         self.planned, self.done = 0, 0
         self.lanes = 1
         """Trials that can run at the same time."""
-        self.runs: dict[int, Running] = {}
-        """Those that run, by lane."""
+        self.runs: dict[int, RunningTrial] = {}
+        """Running trials by lane."""
         self._lane, self._turn = 0, RLock()
         self.time_left = TimeLeft({})
         self._least_left: float | None = None
-        """Seconds, the least that was shown since the running trial evaluates or is saved."""
+        """Least time left in seconds that was displayed since the running trial began to evaluate or save."""
 
     @contextmanager
-    def of(self, lane: int) -> Iterator[Display]:
-        """What is reported inside is of this lane; one lane reports at a time."""
+    def on_lane(self, lane: int) -> Iterator[Display]:
+        """Reports inside the context belong to this lane; one lane reports at a time."""
         with self._turn:
             self._lane = lane
             yield self
 
     @property
-    def running(self) -> Running | None:
-        """The trial of the lane that tells."""
+    def running(self) -> RunningTrial | None:
+        """The running trial of the lane that reports; None: there is none."""
         return self.runs.get(self._lane)
 
     def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, Sequence[Outcome]]) -> None:
-        """A run or a further stage of it begins; by option its trials, and the outcomes that it has from before."""
+        """A run or a stage begins. `planned`: trials by option; `done`: outcomes by option from earlier runs."""
         self.tallies = {option: Tally(planned=number) for option, number in planned.items()}
-        for option, outcome in ((option, each) for option, outcomes in done.items() for each in outcomes):
+        for option, outcome in ((option, outcome) for option, outcomes in done.items() for outcome in outcomes):
             self.tallies[option].count(outcome)
         self.planned, self.done = sum(planned.values()), sum(map(len, done.values()))
         self.time_left = TimeLeft({name: max(0, t.planned - t.done) for name, t in self.tallies.items()})
 
     def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
         """Trial `number`, from 1, of `of` is launched."""
-        name = labels(list(self.tallies), _NAME_MOST)[0].get(one_line(option), one_line(option, _NAME_MOST))
+        name = labels(list(self.tallies), _LONGEST_NAME)[0].get(one_line(option), one_line(option, _LONGEST_NAME))
         place = f"lane {self._lane + 1}: " if self.lanes > 1 else ""
-        self.runs[self._lane] = Running(option, seed, number, of, name, place)
+        self.runs[self._lane] = RunningTrial(option, seed, number, of, name, place)
 
-    def hear(self, event: Phase | Progress | Evaluating | None) -> None:
-        """An event of the running trial; None: time has passed."""
+    def handle(self, event: Phase | Progress | Evaluating | None) -> None:
+        """Handle an event of the running trial; None: only time has passed."""
         if isinstance(event, Progress):
             self.progress(event.step, event.of, event.loss, event.tokens_per_second)
         elif isinstance(event, Evaluating):
@@ -224,16 +224,16 @@ class Display:
             return
         running.began = now if running.began is None else running.began
         running.phase, running.evaluating = phase, None
-        if phase not in _BESIDE_STEPS:
+        if phase not in _PHASES_BESIDE_STEPS:
             self._least_left = None
 
     def evaluating(self, event: Evaluating) -> None:
-        """How far the evaluation of the running trial is."""
+        """The evaluation of the running trial has got this far."""
         if self.running is not None:
             self.running.evaluating = event
 
     def progress(self, step: int, of: int, loss: float | None, tokens_per_second: float | None) -> None:
-        """The running trial did `step` of `of` steps; loss in nats per token. What is not known stays as it was."""
+        """The running trial did `step` of `of` steps; loss in nats per token. None leaves a figure as it was."""
         running = self.running
         if running is None:
             return
@@ -246,14 +246,14 @@ class Display:
             running.tokens_per_second = tokens_per_second
 
     def tick(self) -> None:
-        """Time has passed; at least once a second while a trial runs."""
+        """Time has passed; called at least once a second while a trial runs."""
 
     def trial_ended(
         self, option: str, seed: int, outcome: Outcome, wall_seconds: float, server_start_seconds: float = 0.0
     ) -> None:
-        """The trial has its outcome; one that was never launched too.
+        """The trial has its outcome, whether or not it was ever launched.
 
-        `server_start_seconds`: of the wall, what it waited for a trial server that others find ready.
+        `server_start_seconds`: the part of the wall spent waiting for a trial server, which later trials reuse.
         """
         self.runs.pop(self._lane, None)
         tally = self.tallies.setdefault(option, Tally())
@@ -263,19 +263,19 @@ class Display:
             seconds = wall_seconds - server_start_seconds
             self.time_left.ended(option, seconds, completed=isinstance(outcome, Completed))
         if not isinstance(outcome, Failed) or outcome.kind != "unsupported":
-            self.tell_end(f"{one_line(option)}, seed {seed}: {outcome_text(outcome)}", outcome, wall_seconds)
-        elif tally.done <= 1:  # the plan knew it: of its other trials nothing else is to be told
+            self.report_end(f"{one_line(option)}, seed {seed}: {outcome_text(outcome)}", outcome, wall_seconds)
+        elif tally.done <= 1:  # the plan knew it: the option's other trials would repeat it
             why = f"unsupported: {first_line(outcome.detail, 400)}"
             self.note(f"{one_line(option)}: {why}; none of its {tally.planned} trials is run")
 
-    def tell_end(self, text: str, outcome: Outcome, wall_seconds: float) -> None:
-        """Says that a trial has ended; of those that never began only of an option's first."""
+    def report_end(self, text: str, outcome: Outcome, wall_seconds: float) -> None:
+        """Display the outcome of a trial; not called for trials that the plan found to be unsupported."""
 
     def note(self, text: str) -> None:
-        """Something worth a line."""
+        """Display a line of text."""
 
     def close(self) -> None:
-        """The last call; harmless when repeated."""
+        """End the display; further calls do nothing."""
 
     def counts(self) -> str:
         """`5 of 6 trials have an outcome, 1 failed`."""
@@ -283,14 +283,14 @@ class Display:
         return f"{self.done} of {self.planned} trials have an outcome" + (f", {failed} failed" if failed else "")
 
     def seconds_left(self) -> float | None:
-        """Until the run ends; None: not known yet. While a trial evaluates or is saved it does not rise."""
-        seconds = self.time_left.left([*self.runs.values()], self.clock(), self.lanes)
-        if seconds is not None and self.lanes == 1 and self.running and self.running.phase in _BESIDE_STEPS:
+        """Seconds until the run ends; None: not known yet. They do not rise while a trial evaluates or is saved."""
+        seconds = self.time_left.seconds([*self.runs.values()], self.clock(), self.lanes)
+        if seconds is not None and self.lanes == 1 and self.running and self.running.phase in _PHASES_BESIDE_STEPS:
             self._least_left = seconds = min(seconds, seconds if self._least_left is None else self._least_left)
         return seconds
 
-    def left(self) -> str:
-        """`3 min 20 s left`, or '' while nothing is known."""
+    def time_left_text(self) -> str:
+        """`3 min 20 s left`, or '' while the time left is not known."""
         seconds = self.seconds_left()
         return "" if seconds is None else f"{'about ' * (self.lanes > 1)}{units.duration(seconds)} left"
 
@@ -313,65 +313,65 @@ def outcome_text(outcome: Outcome) -> str:
 # The live table as rich draws it: never wider or taller than the terminal.
 
 
-_LINES_BESIDE_OPTIONS = 7
+_OTHER_LINES = 7
 """Heading, "more options", the running trial (2), the bar, and two lines that stay free."""
 _NARROW = 48
-"""Columns below which the table shows counts only."""
+"""Width in columns below which the table has counts only."""
 
 
 def picture(run: Display, width: int, height: int) -> RenderableType:
-    """The live table for a terminal of so many columns and lines; at most `height` - 1 lines of it.
+    """The live table for a terminal of `width` columns and `height` lines; it takes at most `height` - 1 lines.
 
     A terminal too low for the table gets the running trial and the bar only.
     """
     runs = [run.runs[lane] for lane in sorted(run.runs)]
-    each = [(f"{r.name()}: {r.figures()}",) if run.lanes > 1 else (r.name(), r.figures()) for r in runs]
-    lines = [*(_cut(line, width) for one in each for line in one), _bar(run, width)]
-    room = height - _LINES_BESIDE_OPTIONS - max(0, len(runs) - 2)
+    texts = [(f"{r.name()}: {r.figures()}",) if run.lanes > 1 else (r.name(), r.figures()) for r in runs]
+    lines = [*(_truncated(line, width) for parts in texts for line in parts), _bar(run, width)]
+    room = height - _OTHER_LINES - max(0, len(runs) - 2)
     if room < 1:
         return Group(*lines)
     # All options, or those around the running one in the suite's order.
     names = list(run.tallies)
-    at = min([names.index(one.option) for one in runs if one.option in names], default=0)
+    at = min([names.index(trial.option) for trial in runs if trial.option in names], default=0)
     first = max(0, min(at - room // 2, len(names) - room))
     names = names[first : first + room]
     hidden = len(run.tallies) - len(names)
-    more = [_cut(f"  ... {hidden} more options", width, "dim")] if hidden else []
+    more = [_truncated(f"  ... {hidden} more options", width, "dim")] if hidden else []
     return Group(_options(run, names, width), *more, *lines)
 
 
 def _options(run: Display, names: list[str], width: int) -> Table:
-    heads = ["done", "failed", "tokens/s"] if width >= _NARROW else ["done"]
+    headings = ["done", "failed", "tokens/s"] if width >= _NARROW else ["done"]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(
-        "option", no_wrap=True, overflow="ellipsis", max_width=max(4, width - (30 if len(heads) > 1 else 8))
+        "option", no_wrap=True, overflow="ellipsis", max_width=max(4, width - (30 if len(headings) > 1 else 8))
     )
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
-    short = labels(list(run.tallies), max(4, width - (32 if len(heads) > 1 else 10)))[0]
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    short = labels(list(run.tallies), max(4, width - (32 if len(headings) > 1 else 10)))[0]
     for name in names:
         tally = run.tallies[name]
-        current = any(one.option == name for one in run.runs.values())
+        current = any(trial.option == name for trial in run.runs.values())
         speed = sum(tally.speeds) / len(tally.speeds) if tally.speeds else None
         cells = [f"{tally.done}/{tally.planned}", str(tally.failed or ""), units.count(speed)]
         mark = Text("> " if current else "  ") + Text(short[one_line(name)])
-        table.add_row(mark, *map(Text, cells[: len(heads)]), style="bold" if current else "")
+        table.add_row(mark, *map(Text, cells[: len(headings)]), style="bold" if current else "")
     return table
 
 
 def _bar(run: Display, width: int) -> RenderableType:
-    left = run.left()
-    words = _cut(f"{run.done}/{run.planned} trials" + (f", {left}" if left else ""), width)
-    share = sum(one.step / one.steps for one in run.runs.values() if one.steps)
+    left = run.time_left_text()
+    text = _truncated(f"{run.done}/{run.planned} trials" + (f", {left}" if left else ""), width)
+    share = sum(trial.step / trial.steps for trial in run.runs.values() if trial.steps)
     bar_width = min(40, width // 3)
-    if cell_len(words.plain) + bar_width >= width:
-        return words
+    if cell_len(text.plain) + bar_width >= width:
+        return text
     grid = Table.grid(padding=(0, 1))
-    grid.add_row(ProgressBar(total=max(1, run.planned), completed=run.done + share, width=bar_width), words)
+    grid.add_row(ProgressBar(total=max(1, run.planned), completed=run.done + share, width=bar_width), text)
     return grid
 
 
-def _cut(text: str, width: int, style: str = "") -> Text:
+def _truncated(text: str, width: int, style: str = "") -> Text:
     line = Text(text, style=style)
     line.truncate(width, overflow="ellipsis")
     return line
@@ -381,11 +381,11 @@ def _cut(text: str, width: int, style: str = "") -> Text:
 
 
 PLAIN_INTERVAL_SECONDS = 10.0
-"""Between two plain lines of progress."""
+"""Least time between two plain lines of progress."""
 LIVE_INTERVAL_SECONDS = 1 / 8
-"""Between two drawings of the live table."""
+"""Least time between two drawings of the live table."""
 NOTEBOOK_INTERVAL_SECONDS = 0.5
-"""The same in a notebook, to which each drawing is sent, over a network maybe."""
+"""Least time between two drawings in a notebook, which may receive them over a network."""
 NOTEBOOK_WIDTH, NOTEBOOK_HEIGHT = 90, 40
 """Columns and lines of the table in a notebook."""
 
@@ -397,53 +397,53 @@ class PlainDisplay(Display):
         super().__init__(clock)
         self._console = console
         self._last: dict[int, float] = {}
-        """By lane, when it last told of its trial."""
+        """Time of each lane's last line."""
 
     def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, Sequence[Outcome]]) -> None:
-        """One line with the size of the run."""
+        """Print a line with the size of the run."""
         super().run_started(suite, planned, done)
         before = f", {self.done} of them done before" if self.done else ""
         self.note(f"{one_line(suite)}: {self.planned} trial{'' if self.planned == 1 else 's'}{before}")
 
     def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
-        """One line."""
+        """Print a line."""
         super().trial_started(option, seed, number, of)
-        self._say("started")
+        self._print_progress("started")
 
     def tick(self) -> None:
-        """A line, unless the last one is too recent."""
+        """Print a line of progress, unless the last one is too recent."""
         if self.running and self.clock() - self._last.get(self._lane, 0.0) >= PLAIN_INTERVAL_SECONDS:
-            self._say(self.running.figures())
+            self._print_progress(self.running.figures())
 
-    def tell_end(self, text: str, outcome: Outcome, wall_seconds: float) -> None:
-        """One line with the outcome."""
+    def report_end(self, text: str, outcome: Outcome, wall_seconds: float) -> None:
+        """Print a line with the outcome, the counts and the time left."""
         ended = f"{text} in {units.duration(wall_seconds)}"
-        self.note("; ".join(filter(None, [ended, f"{self.done} of {self.planned} done", self.left()])))
+        self.note("; ".join(filter(None, [ended, f"{self.done} of {self.planned} done", self.time_left_text()])))
 
     def note(self, text: str) -> None:
-        """One line."""
+        """Print the text on one line."""
         self._console.print(Text(one_line(text)), soft_wrap=True)
 
-    def _say(self, what: str) -> None:
+    def _print_progress(self, text: str) -> None:
         assert self.running is not None
         self._last[self._lane] = self.clock()
-        self.note("; ".join(filter(None, [f"{self.running.name()}: {what}", self.left()])))
+        self.note("; ".join(filter(None, [f"{self.running.name()}: {text}", self.time_left_text()])))
 
 
 class DrawnDisplay(Display):
-    """Draws the whole again whenever something has happened."""
+    """Draws everything again whenever something has happened."""
 
     interval_seconds: ClassVar[float]
-    """Between drawings for which nothing but time has passed."""
+    """Least time between two drawings where only time has passed."""
     _drawn = float("-inf")
 
     def tick(self) -> None:
-        """Draws, unless the last drawing is too recent."""
+        """Draw, unless the last drawing is too recent."""
         if self.clock() - self._drawn >= self.interval_seconds:
             self._draw()
 
-    def tell_end(self, text: str, outcome: Outcome, wall_seconds: float) -> None:
-        """A failure leaves a line above the table."""
+    def report_end(self, text: str, outcome: Outcome, wall_seconds: float) -> None:
+        """Draw again; a failure also leaves a line above the table."""
         if isinstance(outcome, Failed):
             self.note(text)
         self._draw()
@@ -453,7 +453,7 @@ class DrawnDisplay(Display):
 
 
 class LiveDisplay(DrawnDisplay):
-    """A table that is drawn over: a row per option, the running trial, the bar of the whole run."""
+    """A table that is redrawn in place: a row per option, the running trial, the bar of the whole run."""
 
     interval_seconds = LIVE_INTERVAL_SECONDS
 
@@ -463,7 +463,7 @@ class LiveDisplay(DrawnDisplay):
         self._live: Live | None = None
 
     def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, Sequence[Outcome]]) -> None:
-        """Starts drawing; of a further stage, over again."""
+        """Start to draw; a further stage starts a new table."""
         if self._live is not None:
             self._live.stop()
         super().run_started(suite, planned, done)
@@ -475,16 +475,16 @@ class LiveDisplay(DrawnDisplay):
         self._draw()
 
     def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
-        """Shown at once."""
+        """Draw the new trial at once."""
         super().trial_started(option, seed, number, of)
         self._draw()
 
     def note(self, text: str) -> None:
-        """A line above the table."""
+        """Print a line above the table."""
         self._console.print(Text(one_line(text)))
 
     def close(self) -> None:
-        """The table goes; one line of counts stays."""
+        """Remove the table and leave a line of counts."""
         if self._live is None:
             return
         self._live.stop()
@@ -505,30 +505,30 @@ def make_display(console: Console, clock: Clock = time.monotonic) -> Display:
 
 
 class NotebookDisplay(DrawnDisplay):
-    """The lines of a run and its live table as one output of a notebook's cell, which is drawn over; no widgets."""
+    """The lines of a run and its live table as one output of a notebook's cell, redrawn without widgets."""
 
     interval_seconds = NOTEBOOK_INTERVAL_SECONDS
 
     def __init__(self, show: Callable[[str, str], None], clock: Clock = time.monotonic) -> None:
-        """`show`: shows HTML, and the same as text where there is none, in place of what it showed before."""
+        """`show` gets HTML and, for where HTML can't be displayed, text; they replace what it displayed before."""
         super().__init__(clock)
         self._show = show
         self._lines: list[str] = []
         self._is_running = False
 
     def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, Sequence[Outcome]]) -> None:
-        """The table is shown from now on."""
+        """Display the table from now on."""
         super().run_started(suite, planned, done)
         self._is_running = True
         self._draw()
 
     def note(self, text: str) -> None:
-        """A line above the table."""
+        """Print a line above the table."""
         self._lines.append(one_line(text))
         self._draw()
 
     def close(self) -> None:
-        """The table goes; one line of counts stays."""
+        """Remove the table and leave a line of counts."""
         if self._is_running:
             self._is_running = False
             self.note(self.counts())
@@ -547,17 +547,17 @@ class NotebookDisplay(DrawnDisplay):
         self._show(page, "\n".join([*self._lines, console.export_text().rstrip()]))
 
 
-# What a person is asked before a run of the same suite that is complete is made once more.
+# The question before a suite whose run is complete is run once more.
 
 
-Again = Literal["show", "anew"] | int
-"""Show the run that there is, run the suite anew, or add so many seeds to the run."""
+Rerun = Literal["show", "anew"] | int
+"""Show the complete run, run the suite anew, or add this number of seeds to the run."""
 MOST_SECONDS_TO_ANSWER = 300
-"""GPUs are held meanwhile."""
+"""The question waits no longer, as GPUs are held meanwhile."""
 
 
-def what_again(console: Console, complete: Path, *, reuse: bool) -> Again:
-    """What to do with a complete run; asked on a terminal alone. Raises UserError where nobody answers in time."""
+def ask_rerun(console: Console, complete: Path, *, reuse: bool) -> Rerun:
+    """Ask on a terminal what to do with a complete run; elsewhere "anew". Raises UserError on no answer in time."""
     if reuse:
         return "show"
     if not (sys.stdin.isatty() and console.is_terminal):
@@ -566,17 +566,17 @@ def what_again(console: Console, complete: Path, *, reuse: bool) -> Again:
     console.print(f"{complete} is complete, {ago} ago", markup=False, highlight=False, soft_wrap=True)
     answer = ""
     while answer not in ("s", "e", "a", "show", "extend", "anew"):
-        answer = _answer(console, "(s)how it, (e)xtend it by more seeds, run (a)new, or (q)uit? [s] ") or "s"
+        answer = _ask(console, "(s)how it, (e)xtend it by more seeds, run (a)new, or (q)uit? [s] ") or "s"
         if answer in ("q", "quit", "n", "no"):
             raise UserError("nothing was run")
     if answer[0] != "e":
         return "show" if answer[0] == "s" else "anew"
     while not answer.isdecimal() or not 0 < int(answer) <= 100:
-        answer = _answer(console, "How many more seeds? [3] ") or "3"
+        answer = _ask(console, "How many more seeds? [3] ") or "3"
     return int(answer)
 
 
-def _answer(console: Console, question: str) -> str:
+def _ask(console: Console, question: str) -> str:
     console.print(question, end="", markup=False, highlight=False, soft_wrap=True)
     waiting = select.select([sys.stdin], [], [], MOST_SECONDS_TO_ANSWER)[0]
     line = os.read(sys.stdin.fileno(), 1000) if waiting else b""  # a terminal hands over one line

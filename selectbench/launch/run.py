@@ -32,7 +32,7 @@ from selectbench.data.prepared import Prepared, contents_of, pinned_model
 from selectbench.errors import ExitCode, UserError, disk_problem
 from selectbench.gpu.meters import GpuWatch
 from selectbench.launch.command import command_order, meeting_place
-from selectbench.launch.display import Again, Display
+from selectbench.launch.display import Display, Rerun
 from selectbench.launch.gpus import Lane, Notify, lanes_in, my_turn
 from selectbench.launch.nodes import Agent, NodeRequest, Nodes, Team, join
 from selectbench.launch.own_code import check_own_code
@@ -113,7 +113,7 @@ class Result:
 
 def run(
     preparation: Preparation, results: Path, make_display: Callable[[], Display], *, fresh: bool = False,
-    retry_failed: bool = False, rerun_unclean: bool = False, again: Callable[[Path], Again] = lambda _: "anew",
+    retry_failed: bool = False, rerun_unclean: bool = False, again: Callable[[Path], Rerun] = lambda _: "anew",
     nodes: Nodes | None = None, slurm: SlurmRun | None = None, notify: Notify = print,
     make_stop: Callable[[], StopRequest] = StopRequest,
 ) -> Result:  # fmt: skip
@@ -201,7 +201,7 @@ def _check_alike(preparation: Preparation, first: dict[str, Any]) -> None:
 
 def submit(
     request: Request, results: Path, notify: Notify, *, fresh: bool, retried: Retried,
-    again: Callable[[Path], Again],
+    again: Callable[[Path], Rerun],
 ) -> SlurmRun:  # fmt: skip
     """Give Slurm what of the newest run of the same is not complete, else a new run. Raises UserError.
 
@@ -389,7 +389,7 @@ def _run_stages(
         nodes.begin_trials(stop, display.note)
 
     def pause(lane: int, seconds: float) -> None:
-        with display.of(lane):
+        with display.on_lane(lane):
             display.tick()
         stop.wait(seconds)
 
@@ -740,7 +740,7 @@ class Bench:
 
     def _display(self) -> AbstractContextManager[Display]:
         """The lane's turn with it."""
-        return self.display.of(self.lane.number)
+        return self.display.on_lane(self.lane.number)
 
     def _attempt(self, planned: PlannedTrial, attempt: int, number: int, of: int) -> tuple[Record, float]:
         """The record, which is on disk, and of its wall the seconds that a trial server took to start."""
@@ -801,7 +801,7 @@ class Bench:
     def _hear(self, event: Phase | Progress | Evaluating | None) -> None:
         self.lock.check()
         with self._display() as display:
-            display.hear(event)
+            display.handle(event)
 
     def _blame(self, outcome: Completed | Failed, order: Order | CommandOrder) -> None:
         """Raises UserError where a trial failed for what no option is to blame for; it has no record then."""

@@ -10,7 +10,7 @@ from selectbench.launch.display import (
     Display,
     LiveDisplay,
     PlainDisplay,
-    Running,
+    RunningTrial,
     TimeLeft,
     make_display,
     picture,
@@ -85,12 +85,12 @@ def test_each_lane_is_told_of_by_its_number() -> None:
     display.lanes = 2
     begin(display, make_suite("a", "b", seeds=[0, 1]), {})
     for lane, option in ((0, "a"), (1, "b")):
-        with display.of(lane):
+        with display.on_lane(lane):
             display.trial_started(option, lane, 1 + 2 * lane, 4)
             display.phase_changed("train")
     clock.now = 20
     for lane in (0, 1):
-        with display.of(lane):
+        with display.on_lane(lane):
             display.progress(10 + lane, 40, 5.0, 1000.0)
             display.tick()
     assert "lane 1: trial 1 of 4: a, seed 0: train 10/40, loss 5.000, 1,000 tokens/s" in output(console)
@@ -102,7 +102,7 @@ def test_each_lane_is_told_of_by_its_number() -> None:
         "lane 1: trial 1 of 4: a, seed ", "lane 2: trial 3 of 4: b, seed "
     ]  # fmt: skip
     assert max(map(len, lines)) <= 60
-    with display.of(1):
+    with display.on_lane(1):
         display.trial_ended("b", 1, DONE, 40.0)
     assert list(display.runs) == [0]
     assert display.done == 1
@@ -154,28 +154,30 @@ def test_trials_to_come_after_a_resume(before: dict[str, int], left: float) -> N
     state = Display(Clock())
     begin(state, suite_of(2), before)
     state.time_left.walls = {"o0": [10.0], "o1": [10.0]}
-    assert state.time_left.left() == left
+    assert state.time_left.seconds() == left
 
 
-def running(option: str, elapsed: float, *reports: tuple[int, float], of: int = 100) -> tuple[list[Running], float]:
+def running(
+    option: str, elapsed: float, *reports: tuple[int, float], of: int = 100
+) -> tuple[list[RunningTrial], float]:
     """A trial whose clock began with it, and the moment; `reports`: steps done and the moment."""
     first, last = (reports[0], reports[-1]) if reports else (None, None)
-    return [Running(option, seed=0, number=1, of=1, began=0.0, steps=of, first=first, last=last)], elapsed
+    return [RunningTrial(option, seed=0, number=1, of=1, began=0.0, steps=of, first=first, last=last)], elapsed
 
 
 def test_time_left_takes_each_options_own_mean_then_the_running_trial_then_the_others() -> None:
     left = TimeLeft({"slow": 2, "fast": 2, "new": 1})
-    assert left.left(*running("slow", 0.0)) is None
-    assert left.left(*running("slow", 30.0, (0, 0.0), (50, 30.0))) == 5 * 60 - 30
+    assert left.seconds(*running("slow", 0.0)) is None
+    assert left.seconds(*running("slow", 30.0, (0, 0.0), (50, 30.0))) == 5 * 60 - 30
     left.ended("slow", 100.0, completed=True)
     left.ended("fast", 10.0, completed=True)
-    assert left.left(*running("slow", 0.0)) == 100 + 10 + 55
-    assert left.left(*running("slow", 40.0, (0, 0.0), (50, 40.0))) == 60 + 10 + 55
+    assert left.seconds(*running("slow", 0.0)) == 100 + 10 + 55
+    assert left.seconds(*running("slow", 40.0, (0, 0.0), (50, 40.0))) == 60 + 10 + 55
     # Over the mean of its option: what its own steps still take.
-    assert left.left(*running("slow", 120.0, (0, 0.0), (75, 120.0))) == 40 + 10 + 55
+    assert left.seconds(*running("slow", 120.0, (0, 0.0), (75, 120.0))) == 40 + 10 + 55
     # Half of the new one's steps in 20 s; it is expected as long as that, though no trial of it has ended.
-    assert left.left(*running("new", 20.0, (0, 0.0), (50, 20.0))) == 20 + 100 + 10
-    assert left.left() == 100 + 10 + 55
+    assert left.seconds(*running("new", 20.0, (0, 0.0), (50, 20.0))) == 20 + 100 + 10
+    assert left.seconds() == 100 + 10 + 55
 
 
 def slow_run(state: Display, clock: Clock, seconds_per_step: float, told: Callable[[], None]) -> None:
@@ -200,7 +202,7 @@ def test_a_trial_ten_times_slower_than_the_others_tells_its_own_time_left() -> N
     state = Display(clock)
     begin(state, suite_of(3, seeds=[0]), {})
     said: list[str] = []
-    slow_run(state, clock, 4.0, lambda: said.append(state.left()))
+    slow_run(state, clock, 4.0, lambda: said.append(state.time_left_text()))
     # From its second report on, four seconds after the first, what is left of 240 s; never the others' 24 s.
     assert [text for second, text in enumerate(said) if second % 4 == 0 and second > 0] == [
         f"{units.duration(240 - second)} left" for second in range(4, 240, 4)
@@ -228,7 +230,7 @@ def test_the_time_left_stands_still_where_a_report_is_overdue() -> None:
 def test_compiling_before_the_first_report_is_no_part_of_the_pace() -> None:
     left = TimeLeft({"a": 2})
     trial = running("a", 103.0, (3, 93.0), (13, 103.0))
-    assert left.left(*trial) == 87 + (103 + 87)
+    assert left.seconds(*trial) == 87 + (103 + 87)
 
 
 def test_what_completed_trials_took_after_their_last_step_is_still_to_come() -> None:
@@ -248,14 +250,14 @@ def test_what_completed_trials_took_after_their_last_step_is_still_to_come() -> 
     state.progress(0, 60, None, None)
     clock.now = 55.0
     state.progress(30, 60, None, None)
-    assert state.left() == "1 min 05 s left"  # 15 s of steps, 10 of evaluation, and a third trial of 40
+    assert state.time_left_text() == "1 min 05 s left"  # 15 s of steps, 10 of evaluation, and a third trial of 40
     clock.now = 70.0
     state.progress(60, 60, None, None)
     clock.now = 76.0
-    assert state.left() == "44 s left"
+    assert state.time_left_text() == "44 s left"
     state.progress(60, 60, None, None)  # of steps added for timing: told, and no further step
     clock.now = 100.0
-    assert state.left() == "40 s left"  # it is over its time, and has no steps left: the third trial alone
+    assert state.time_left_text() == "40 s left"  # it is over its time and has no steps left: the third trial alone
 
 
 def test_the_start_of_a_trial_server_is_paid_once() -> None:
@@ -268,17 +270,17 @@ def test_the_start_of_a_trial_server_is_paid_once() -> None:
     state.progress(0, 60, None, None)
     clock.now = 35.0
     state.progress(30, 60, None, None)
-    assert state.left() == "25 s left"  # half of this trial, and two more of ten seconds
+    assert state.time_left_text() == "25 s left"  # half of this trial, and two more of ten seconds
     state.trial_ended("a", 0, DONE, 40.0, 30.0)
-    assert state.left() == "20 s left"
+    assert state.time_left_text() == "20 s left"
 
 
 def test_trials_that_could_not_run_say_nothing_of_the_others() -> None:
     left = TimeLeft({"tf32": 2, "fp32": 2})
     left.ended("tf32", 0.0, completed=False)
-    assert left.left() is None
+    assert left.seconds() is None
     left.ended("fp32", 10.0, completed=True)
-    assert left.left() == 10.0
+    assert left.seconds() == 10.0
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (160, 40), (30, 8), (12, 6)])
@@ -398,12 +400,12 @@ def test_an_evaluation_shows_how_far_it_is_and_the_time_left_does_not_rise_in_it
     for second in range(40):
         clock.now = 30.0 + second
         if second % 4 == 3:
-            state.hear(Evaluating(done=second, of=40, what="sequences"))
+            state.handle(Evaluating(done=second, of=40, what="sequences"))
         seen.append(shown_seconds(state))
     assert seen == sorted(seen, reverse=True)
     assert state.running is not None
     assert state.running.figures().startswith("evaluate 39/40 sequences")
-    state.hear(Evaluating(done=1, of=8, what="texts"))
+    state.handle(Evaluating(done=1, of=8, what="texts"))
     assert state.running.figures().startswith("evaluate 1/8 texts")
 
 
