@@ -25,10 +25,13 @@ from selectbench.record.run_folder import read_json, write_whole, writing
 from selectbench.text import visible
 
 PACKAGE = Path(selectbench.__file__).parent
-_FOR_TYPES = re.compile(r"^if TYPE_CHECKING:\n(?:[ \t].*\n|\n)+", re.MULTILINE)
-_IMPORT = re.compile(
-    r"^[ \t]*(?:from (selectbench[\w.]*) import (\([^)]*\)|.*)|import (selectbench[\w.]*))", re.MULTILINE
-)
+_OF_TRIALS = (
+    "__init__.py", "cores.py", "errors.py", "machine.py", "text.py", "units.py", "choices/*.py", "record/*.py",
+    "worker/*.py", "data/__init__.py", "data/prepared.py", "data/reading.py", "data/tokenizer.py",
+    "gpu/__init__.py", "gpu/devices.py", "observe/selectbench_seen.py", "suite/__init__.py", "suite/command.py",
+    "suite/document.py", "suite/job.py", "suite/metrics.py", "suite/sources.py", "suite/suite.py",
+)  # fmt: skip
+"""Held by `tests/worker/test_trial_code.py` against the worker's imports and against what real trials load."""
 
 
 # What the machine and the software were when trials ran. Every key of environment.json is documented here.
@@ -235,28 +238,8 @@ def code_sha256(package: Path = PACKAGE) -> str:
 
 
 def trial_files(package: Path = PACKAGE) -> list[Path]:
-    """The worker, as settings name engines by strings, and all that it imports of the package, in functions too."""
-    reached: set[Path] = set()
-    waiting = list((package / "worker").rglob("*.py"))
-    while waiting:
-        path = waiting.pop()
-        if path in reached or not path.is_file():
-            continue
-        reached.add(path)
-        for name in _imported(path):
-            # Of a module, and of the packages that it lies in, which are imported before it.
-            _, *parts = name.split(".")
-            places = [package.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
-            waiting += [*(place / "__init__.py" for place in places), places[-1].with_suffix(".py")]
-    return sorted(reached)
-
-
-def _imported(path: Path) -> set[str]:
-    """Modules of the package and names in them that a file imports; found by patterns, as parsing takes long."""
-    modules: set[str] = set()
-    for module, names, whole in _IMPORT.findall(_FOR_TYPES.sub("", path.read_text(encoding="utf-8"))):
-        modules |= {whole} if whole else {module, *(f"{module}.{name}" for name in re.findall(r"\w+", names))}
-    return modules
+    """The worker and all that it imports of the package at any depth."""
+    return sorted(path for pattern in _OF_TRIALS for path in package.glob(pattern))
 
 
 def _present_variables(names: tuple[str, ...]) -> dict[str, str]:
