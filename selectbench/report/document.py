@@ -1,4 +1,4 @@
-"""A report as blocks of plain values, raw until a renderer writes them, and how each value reads."""
+"""A report as blocks of plain values, which a renderer escapes and writes, and the text of each value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from selectbench.text import one_line
 
 UNCLEAN_MARK = "†"
 BRIEF_MARK = "‡"
-"""Of a figure from short trials alone."""
+"""Marks a figure that comes from short trials alone."""
 RowKind = Literal["first", "ranked", "barred", "failed", "reference", "better", "worse", "undecided", ""]
 """How a row of a table stands out; in the ranking `barred` completed without a rank."""
 
@@ -40,7 +40,7 @@ class Figure:
     is_unclean: bool = False
     """Whether every trial behind it was throttled or shared."""
     is_brief: bool = False
-    """Whether it is of short trials alone."""
+    """Whether it comes from short trials alone."""
 
 
 @dataclass(frozen=True)
@@ -51,30 +51,30 @@ class Ratio:
     low: float | None = None
     high: float | None = None
     metric: str = ""
-    """Whose it is: of some the difference is shown; '': of none."""
+    """The metric that it compares: of some metrics the difference is shown instead; '': of none."""
     base: float | None = None
-    """What it is a ratio to."""
+    """The value of the metric that it is a ratio to."""
     is_brief: bool = False
-    """Whether it is of short trials alone."""
+    """Whether it comes from short trials alone."""
 
     def texts(self, *, is_short: bool = False) -> tuple[str, str]:
-        """The ratio or the difference, and its interval; the latter is empty where there is none, or no room."""
+        """The ratio or the difference, and its interval: empty where there is none, or no room (`is_short`)."""
         ends = (None, None) if is_short and units.is_measurable(self.low, self.high) else (self.low, self.high)
         if self.metric:
-            point, between = METRICS[self.metric].against(self.value, *ends, self.base)
+            point, interval = METRICS[self.metric].against(self.value, *ends, self.base)
         else:
-            point, between = units.ratio_and_range(self.value, *ends)
-        return point + f" {BRIEF_MARK}" * self.is_brief, between
+            point, interval = units.ratio_and_range(self.value, *ends)
+        return point + f" {BRIEF_MARK}" * self.is_brief, interval
 
 
 @dataclass(frozen=True)
 class Amount:
-    """Any other number, with the function that writes it, such as one of `selectbench.units`."""
+    """Any other number, with the function that makes text of it, such as one of `selectbench.units`."""
 
     value: float | None
     show: Callable[[float | None], str]
     is_words: bool = False
-    """Whether it may take several lines."""
+    """Whether its text is words, which may take several lines."""
 
 
 Value = str | Figure | Ratio | Amount
@@ -82,7 +82,7 @@ Value = str | Figure | Ratio | Amount
 
 @dataclass(frozen=True)
 class Stack:
-    """A value with a remark, which stands in smaller letters below it where there are such."""
+    """A value with a remark, which stands below it in smaller letters where a medium has them."""
 
     value: Value
     remark: str
@@ -93,14 +93,14 @@ Cell = Value | Stack
 
 @dataclass(frozen=True)
 class Column:
-    """A heading and how the cells below it stand."""
+    """A heading and how the cells below it are aligned."""
 
     heading: str
     align: Literal["left", "right"] = "left"
     help: str = ""
     """Shown where a pointer rests on the heading."""
     names_row: bool = False
-    """Whether its cells say what their row is about; without any the first column does."""
+    """Whether its cells name their row; in a table without such a column those of the first one do."""
     droppable: bool = False
     """Whether it may be left out where there is no room."""
     has_bars: bool = False
@@ -119,7 +119,7 @@ class Table:
     is_sortable: bool = False
     """Whether a reader may want the rows in another order."""
     kinds: Sequence[RowKind] = ()
-    """Of each row; empty: none stands out."""
+    """The kind of each row; empty: no row stands out."""
 
 
 def table(
@@ -130,7 +130,7 @@ def table(
     *,
     is_titled: bool = False,
 ) -> Table:
-    """A table with plain columns. `left`, `right`: the headings of the columns by how their cells stand."""
+    """A table with plain columns. `left`, `right`: the headings of the columns that are aligned so."""
     columns = [*(Column(heading) for heading in left), *(Column(heading, "right") for heading in right)]
     return Table(columns, list(rows), caption, is_titled)
 
@@ -145,7 +145,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Listing:
-    """A list; `is_warning`: of what a reader must not miss."""
+    """A list; `is_warning`: its items are what a reader must not miss."""
 
     items: Sequence[Text]
     is_warning: bool = False
@@ -153,7 +153,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Code:
-    """Lines as they are; with a caption they are for those who look closer, and may be folded away."""
+    """Lines that are shown as they are; with a caption they are details, which may be folded away."""
 
     text: str
     caption: Text = ""
@@ -196,7 +196,7 @@ class Charts:
 
 @dataclass(frozen=True)
 class Shaded:
-    """Text whose words are the darker, the larger their share of 1 is, for readers who can see it."""
+    """Text whose words are the darker, the larger their share of 1, for readers who can see it."""
 
     heading: str
     words: Sequence[tuple[str, float, str]]
@@ -205,7 +205,7 @@ class Shaded:
 
 @dataclass(frozen=True)
 class Details:
-    """What only a reader who can unfold it is shown: the same in more detail, or pictures."""
+    """More detail, or pictures, shown only where a reader can unfold it."""
 
     summary: str
     blocks: Sequence[Table | Listing | Charts | Shaded]
@@ -219,7 +219,7 @@ class Section:
     """Blocks under a heading."""
 
     name: str
-    """Where links lead to."""
+    """The anchor that links lead to."""
     heading: str
     blocks: Sequence[Block]
     is_folded: bool = False
@@ -239,76 +239,78 @@ class Document:
     facts: Sequence[tuple[str, str]] = ()
     """What a reader wants to know of the run first."""
     opening: Sequence[Block] = ()
-    """Before the first section."""
+    """Blocks before the first section."""
 
 
 def warnings(lines: Sequence[str]) -> list[Section]:
-    """The section of what a reader must not miss; none where there is nothing."""
+    """The section of warnings; no section where there are none."""
     return [Section("warnings", "Warnings", [Listing(lines, is_warning=True)])] if lines else []
 
 
 def labels(names: Sequence[str], room: int, most: int | None = None) -> tuple[dict[str, str], str]:
-    """By name a short one, and a note on what was left out of all, '' for nothing; each stays another.
+    """Short names, all distinct, by full name, and a note on the words that were left out of all, '' for none.
 
-    Where one has more characters than `room`, they are without what all share, and then cut to `most` (the room).
+    If a name has more characters than `room`, words that all share are left out, and what is left of each is cut to
+    `most` characters (None: `room`).
     """
     names = [one_line(name) for name in names]
-    shown, left_out = dict(zip(names, names, strict=True)), list[str]()
+    short_names, left_out = dict(zip(names, names, strict=True)), list[str]()
     if max(map(len, names), default=0) > room:
-        split = {name: name.split(" + ") for name in names}
-        usual = Counter(map(len, split.values())).most_common(1)[0][0]
-        parts = [split[name] for name in names if len(split[name]) == usual]  # a grid's; a control has its own name
-        told, left_out = _told_apart(parts)
-        found = {" + ".join(own): " + ".join(words) for own, words in zip(parts, told, strict=True)}
-        if all(found.values()) and len({*found.values(), *(shown.keys() - found.keys())}) == len(shown):
-            shown |= found
+        parts = {name: name.split(" + ") for name in names}
+        usual = Counter(map(len, parts.values())).most_common(1)[0][0]
+        grid = [parts[name] for name in names if len(parts[name]) == usual]  # a control has a name of another form
+        distinct, left_out = _without_shared_words(grid)
+        shorter = {" + ".join(whole): " + ".join(rest) for whole, rest in zip(grid, distinct, strict=True)}
+        others = short_names.keys() - shorter.keys()
+        if all(shorter.values()) and len({*shorter.values(), *others}) == len(short_names):
+            short_names |= shorter
         else:
             left_out = []
     note = f"Left out of the names, as all have it: {', '.join(left_out)}." if left_out else ""
-    return _cut(shown, most or room), note
+    return _cut(short_names, most or room), note
 
 
-def _told_apart(names: Sequence[Sequence[str]]) -> tuple[list[list[str]], list[str]]:
-    """The parts of names without words, and without keys of values, that all have at the same place."""
-    told: list[list[str]] = [[] for _ in names]
+def _without_shared_words(names: Sequence[Sequence[str]]) -> tuple[list[list[str]], list[str]]:
+    """The parts of names without the words, and the keys of values, that all have at the same place, and these."""
+    distinct: list[list[str]] = [[] for _ in names]
     left_out: list[str] = []
-    for column in zip(*names, strict=True):
-        words = [part.split(" ") for part in column]
-        own = words if len({len(word) for word in words}) == 1 else [[part] for part in column]
-        kept: list[list[str]] = [[] for _ in names]
-        run: list[str] = []
-        for place in zip(*own, strict=True):
+    for parts in zip(*names, strict=True):
+        words = [part.split(" ") for part in parts]
+        pieces = words if len({len(part) for part in words}) == 1 else [[part] for part in parts]
+        rests: list[list[str]] = [[] for _ in names]
+        shared: list[str] = []
+        for place in zip(*pieces, strict=True):
             keys = {word.partition("=")[0] for word in place}
-            shared = len(set(place)) == 1
+            is_shared = len(set(place)) == 1
             has_key = len(keys) == 1 and all("=" in word for word in place)
-            run += [place[0]] if shared else [f"{place[0].partition('=')[0]}="] if has_key else []
-            if not shared:
-                left_out, run = [*left_out, *([" ".join(run)] if run else [])], []
-            for mine, word in zip(kept, place, strict=True):
-                mine += [] if shared else [word.partition("=")[2] if has_key else word]
-        left_out += [" ".join(run)] if run else []
-        for mine, part in zip(told, kept, strict=True):
-            mine += [" ".join(part)] if part else []
-    return told, left_out
+            shared += [place[0]] if is_shared else [f"{place[0].partition('=')[0]}="] if has_key else []
+            if not is_shared:
+                left_out, shared = [*left_out, *([" ".join(shared)] if shared else [])], []
+            for rest, word in zip(rests, place, strict=True):
+                rest += [] if is_shared else [word.partition("=")[2] if has_key else word]
+        left_out += [" ".join(shared)] if shared else []
+        for name, rest in zip(distinct, rests, strict=True):
+            name += [" ".join(rest)] if rest else []
+    return distinct, left_out
 
 
-def _cut(shown: Mapping[str, str], most: int) -> dict[str, str]:
-    """To `most` characters: the end goes, or the middle where ends are what differs, or a number comes."""
+def _cut(names: Mapping[str, str], most: int) -> dict[str, str]:
+    """The names cut to `most` characters and still distinct: at the end, else in the middle, else numbered."""
     for head in (most - 3, most // 2, 4):
         tail = most - 3 - head
-        cut = {n: s if len(s) <= most else s[:head] + "..." + s[len(s) - tail :] for n, s in shown.items()}
-        if len(set(cut.values())) == len(set(shown.values())):
+        cut = {n: s if len(s) <= most else s[:head] + "..." + s[len(s) - tail :] for n, s in names.items()}
+        if len(set(cut.values())) == len(set(names.values())):
             return cut
-    return {n: f"{s[: max(0, most - 8)]}... #{number}" for number, (n, s) in enumerate(shown.items(), start=1)}
+    return {n: f"{s[: max(0, most - 8)]}... #{number}" for number, (n, s) in enumerate(names.items(), start=1)}
 
 
-def joined(values: Sequence[float | None], show: Callable[[float | None], str], between: str = " to ") -> str:
+def joined(values: Sequence[float | None], show: Callable[[float | None], str], separator: str = " to ") -> str:
     """Several numbers in one cell, such as the two ends of an interval; a dash where there are none."""
-    return between.join(map(show, values)) or units.DASH
+    return separator.join(map(show, values)) or units.DASH
 
 
 def value_text(value: Value) -> str:
-    """Text is made harmless and put on one line; what is not known is a dash."""
+    """A value as text: words without control characters on one line, a dash for what is not known."""
     match value:
         case str():
             return one_line(value)
@@ -323,7 +325,7 @@ def value_text(value: Value) -> str:
 
 
 def spread(figure: Figure) -> str:
-    """`±0.71`; two digits are enough where the unit is not part of the figure. Empty where it is not known."""
+    """The deviation, `±0.71`, with two digits where the unit is no part of the figure; '' where it is not known."""
     deviation, show = figure.standard_deviation, METRICS[figure.metric].unit.show
     if deviation is None:
         return ""
