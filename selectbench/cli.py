@@ -90,12 +90,12 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 def _notify(line: str) -> None:
-    """One line to standard error, which terminals and files may break as they like."""
+    """Print one line to standard error, without wrapping it."""
     _console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(is_set: bool) -> None:
+    if is_set:
         typer.echo(f"selectbench {__version__}")
         raise typer.Exit
 
@@ -175,35 +175,35 @@ def run(
         suite, profile, settings, axes, seeds, quick, gpus, wait, no_screen, budget, results, extend, site, lanes,
         no_interference_check, nodes,
     )  # fmt: skip
-    notify, several = partial(console.print, markup=False, highlight=False), node_request(nodes, node, rdzv)
+    notify, multi_node = partial(console.print, markup=False, highlight=False), node_request(nodes, node, rdzv)
     slurm = None if round_number is None else attached(Path(suite))
     if slurm is not None:
         request = replace(request, suite=str(slurm.suite_file))
     elif read_site(site, lanes).launcher == "slurm":
-        asked, retried = partial(ask_rerun, console, reuse=reuse), Retried(retry_failed, rerun_unclean)
-        own = submit(request, results, notify, fresh=fresh, retried=retried, again=asked)
+        rerun, retried = partial(ask_rerun, console, reuse=reuse), Retried(retry_failed, rerun_unclean)
+        slurm_run = submit(request, results, notify, fresh=fresh, retried=retried, again=rerun)
         if detach:
-            notify(_handles(own))
+            notify(_attach_and_cancel(slurm_run))
             raise typer.Exit
-        _attend(own, as_json)
+        _follow(slurm_run, as_json)
     elif detach:
         raise UserError("--detach: only Slurm runs a run without this process: --site FILE with `launcher: slurm`")
-    if several is not None and several.node > 0:
+    if multi_node is not None and multi_node.node > 0:
         secret = take_secret()
         request = replace(request, extend=None, budget_seconds=None)  # which rounds there are, the bench says
         prepared = prepare_all(request, notify)
         runs = results / prepared.suite.name if slurm is None else slurm.folder / ROUNDS
-        status = run_agent(several, prepared, runs, secret, notify)
+        status = run_agent(multi_node, prepared, runs, secret, notify)
         # At the first task that fails srun ends the others, of which the bench still has its job queued again.
         raise typer.Exit(ExitCode.OK if slurm is not None and status == ExitCode.INTERRUPTED else status)
-    with nullcontext() if several is None else Nodes(several, notify) as others:
+    with nullcontext() if multi_node is None else Nodes(multi_node, notify) as other_nodes:
         result = run_suite(
             replace(prepare_all(request, notify), round=round_number), results, lambda: make_display(console),
             fresh=fresh, retry_failed=retry_failed, rerun_unclean=rerun_unclean,
-            again=partial(ask_rerun, console, reuse=reuse), nodes=others, slurm=slurm, notify=notify,
+            again=partial(ask_rerun, console, reuse=reuse), nodes=other_nodes, slurm=slurm, notify=notify,
         )  # fmt: skip
-        if others is not None:
-            others.status = result.exit_code
+        if other_nodes is not None:
+            other_nodes.status = result.exit_code
     if slurm is not None:
         notify(f"round {round_number} is {'cut off' if result.exit_code == ExitCode.INTERRUPTED else 'complete'}")
         raise typer.Exit(result.exit_code)
@@ -218,14 +218,14 @@ def _show_result(result: Result, as_json: bool) -> None:
 
     stored = read_run(result.folder)
     _show_ranking(result.folder, result.ranking, as_json, stored)
-    _summarise(lambda: report_text(stored, result.ranking))
+    _add_to_job_summary(lambda: report_text(stored, result.ranking))
 
 
-def _handles(slurm: SlurmRun) -> str:
+def _attach_and_cancel(slurm: SlurmRun) -> str:
     return f"selectbench attach {slurm.folder} shows it, selectbench cancel {slurm.folder} ends it"
 
 
-def _attend(slurm: SlurmRun, as_json: bool) -> NoReturn:
+def _follow(slurm: SlurmRun, as_json: bool) -> NoReturn:
     """Show a run under Slurm until it is over, then its result."""
     from selectbench.errors import ExitCode
     from selectbench.launch.display import make_display
@@ -234,7 +234,7 @@ def _attend(slurm: SlurmRun, as_json: bool) -> NoReturn:
     try:
         result = attend(slurm, make_display(_console(stderr=True)), _notify)
     except KeyboardInterrupt:
-        _notify(f"the run goes on: {_handles(slurm)}")
+        _notify(f"the run goes on: {_attach_and_cancel(slurm)}")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     if result is not None:
         _show_result(result, as_json)
@@ -246,7 +246,7 @@ def attach(run: SlurmRunArgument, as_json: JsonOption = False) -> None:
     """Show a run under Slurm while it lasts, then its result. Ctrl-C ends the looking, not the run."""
     from selectbench.launch.site import attached
 
-    _attend(attached(Path(run)), as_json)
+    _follow(attached(Path(run)), as_json)
 
 
 @app.command()
@@ -290,8 +290,8 @@ def plan(
         slurm = (outlook.slurm, outlook.script)
         typer.echo(plan_as_json(outlook.plan, outlook.estimate, outlook.costs, outlook.notes, slurm))
     else:
-        shown = plan_document(outlook.plan, outlook.estimate, outlook.notes, outlook.costs, outlook.slurm)
-        print_document(_console(), shown)
+        document = plan_document(outlook.plan, outlook.estimate, outlook.notes, outlook.costs, outlook.slurm)
+        print_document(_console(), document)
         if outlook.script:
             typer.echo(f"\n{outlook.script}", nl=False)
 
@@ -308,11 +308,11 @@ def data(
     from selectbench.launch.preparation import prepared_data
     from selectbench.report.terminal import data_as_json, print_data
 
-    found = prepared_data(_request(suite, profile, settings, axes, None, False, None), _notify)
+    prepared = prepared_data(_request(suite, profile, settings, axes, None, False, None), _notify)
     if as_json:
-        typer.echo(data_as_json(found))
+        typer.echo(data_as_json(prepared))
     else:
-        print_data(_console(), found)
+        print_data(_console(), prepared)
 
 
 @app.command()
@@ -328,22 +328,22 @@ def report(
     from selectbench.launch.site import slurm_run
     from selectbench.record.run_folder import find_run, require_records
 
-    found = find_run(run, results)
-    if (slurm := slurm_run(found)) is not None:
+    run_folder = find_run(run, results)
+    if (slurm := slurm_run(run_folder)) is not None:
         slurm.gather()
-    stored = read_run(found)
-    require_records(found)
+    stored = read_run(run_folder)
+    require_records(run_folder)
     if option is not None:
         _show_option(stored, option, as_json)
         return
-    folder: Path | None = found
+    folder: Path | None = run_folder
     try:
-        ranking = publish(found, stored, _notify)
+        ranking = publish(run_folder, stored, _notify)
     except UserError as error:  # a run kept where nothing may be written can still be looked at
         ranking, folder = stored.ranking(), None
         _notify(str(error))
     _show_ranking(folder, ranking, as_json, stored)
-    _summarise(lambda: report_text(stored, ranking))
+    _add_to_job_summary(lambda: report_text(stored, ranking))
     if folder is None:
         raise typer.Exit(ExitCode.USER_ERROR)
 
@@ -370,7 +370,7 @@ def compare(
     else:
         for document in documents:
             print_document(_console(), document)
-    _summarise(lambda: "\n".join(map(render_markdown, documents)))
+    _add_to_job_summary(lambda: "\n".join(map(render_markdown, documents)))
 
 
 @app.command()
@@ -392,14 +392,14 @@ def gate(
     from selectbench.report.files import render_markdown
     from selectbench.report.terminal import gate_document, print_document
 
-    found = gate_run(run, against, limits, results, any_machine=any_machine)
-    document = gate_document(found)
+    gated = gate_run(run, against, limits, results, any_machine=any_machine)
+    document = gate_document(gated)
     if as_json:
-        _echo_json(found)
+        _echo_json(gated)
     else:
         print_document(_console(), document)
-    _summarise(lambda: render_markdown(document))
-    raise typer.Exit(GATE_EXIT[found.verdict])
+    _add_to_job_summary(lambda: render_markdown(document))
+    raise typer.Exit(GATE_EXIT[gated.verdict])
 
 
 @app.command("list")
@@ -415,16 +415,16 @@ def list_runs(results: ResultsOption = Path("results"), as_json: JsonOption = Fa
     print_runs(_console(), runs, results)
 
 
-def _echo_json(found: object) -> None:
+def _echo_json(value: object) -> None:
     from pydantic_core import to_jsonable_python
 
     from selectbench.text import json_text
 
-    typer.echo(json_text(to_jsonable_python(found)), nl=False)
+    typer.echo(json_text(to_jsonable_python(value)), nl=False)
 
 
-def _summarise(text: Callable[[], str]) -> None:
-    """Into the CI job's summary, where there is one."""
+def _add_to_job_summary(text: Callable[[], str]) -> None:
+    """Add the text to the CI job's summary, where there is one."""
     from selectbench.launch.publish import add_to_job_summary
 
     if (problem := add_to_job_summary(text)) is not None:
@@ -463,9 +463,9 @@ def _show_ranking(folder: Path | None, ranking: Ranking, as_json: bool, stored: 
     if folder is None:
         return
     lines = [f"report: {folder / name}" for name in (REPORT, PAGE) if (folder / name).is_file()]
-    kept = loading_lines(stored.suite, stored.counted, folder)
-    best = [(of, line) for row in ranking.rows for of, line in kept.items() if of[0] == row.option]
-    lines += [f"trained model of {one_line(of[0])}, seed {of[1]}:\n{line}" for of, line in best[:1]]
+    loading = loading_lines(stored.suite, stored.counted, folder)
+    best = [(trial, line) for row in ranking.rows for trial, line in loading.items() if trial[0] == row.option]
+    lines += [f"trained model of {one_line(option)}, seed {seed}:\n{line}" for (option, seed), line in best[:1]]
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
@@ -482,7 +482,7 @@ def doctor(
     ] = None,
 ) -> None:
     """Say what this machine can run, and how to mend what it cannot."""
-    from selectbench.doctor import calibrate as measured
+    from selectbench.doctor import calibrate as calibrate_gpus
     from selectbench.doctor import check_site, diagnose, render, supported_choices
     from selectbench.errors import ExitCode, UserError
     from selectbench.machine import inspect_machine
@@ -490,13 +490,13 @@ def doctor(
     if calibrate:
         from selectbench.report.terminal import calibration_table
 
-        _console().print(calibration_table(measured(gpus, _notify)))
+        _console().print(calibration_table(calibrate_gpus(gpus, _notify)))
         return
     if site is not None:
         from selectbench.launch.site import read_site
 
-        shown, are_alike = check_site(read_site(site, None), _notify)
-        _console().print(shown)
+        tables, are_alike = check_site(read_site(site, None), _notify)
+        _console().print(tables)
         raise typer.Exit(ExitCode.OK if are_alike else ExitCode.USER_ERROR)
     if gpus is not None:
         raise UserError(f"--gpus {gpus}: only --calibrate takes GPUs; doctor looks at all that are visible")
@@ -543,8 +543,8 @@ def init(
         with path.open("x", encoding="utf-8", newline="\n") as stream:
             stream.write(text)
         scripts = scripts_of(source)
-        if scripts is not None and not (beside := path.parent / scripts.name).exists():
-            shutil.copytree(scripts, beside, ignore=shutil.ignore_patterns("__pycache__"))
+        if scripts is not None and not (target := path.parent / scripts.name).exists():
+            shutil.copytree(scripts, target, ignore=shutil.ignore_patterns("__pycache__"))
     except FileExistsError:
         raise UserError(f"{path}: exists already; name another file") from None
     except OSError as error:
@@ -556,6 +556,6 @@ def _observed_suite(command: str, path: Path) -> str:
     from selectbench.launch.command import observe, seen_lines, suite_text
     from selectbench.report.terminal import observed_table
 
-    seen = observe(command, _notify)
-    _console().print(observed_table(seen_lines(seen)))
-    return suite_text(command, seen, path.absolute().parent)
+    observed = observe(command, _notify)
+    _console().print(observed_table(seen_lines(observed)))
+    return suite_text(command, observed, path.absolute().parent)

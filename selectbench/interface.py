@@ -46,19 +46,19 @@ if TYPE_CHECKING:
 
 Kind = Literal["trials", "options", "curves", "scores", "references"]
 AnySuite = str | Path | Mapping[str, Any]
-"""A suite file, a shipped suite's name, YAML text, or what such a text means."""
-_SHOWN = ("ranking", "warnings", "verdicts", "pictures", "scores", "references", "failures")
-"""Sections of a report that a notebook shows."""
+"""A suite file, a shipped suite's name, YAML text, or a mapping as such a text has it."""
+_NOTEBOOK_SECTIONS = ("ranking", "warnings", "verdicts", "pictures", "scores", "references", "failures")
+"""Sections of a report that notebooks show."""
 
 
-class Shown:
+class NotebookView:
     """What a notebook shows of something: its documents by the page's renderer, and by the terminal's."""
 
     def _documents(self, medium: Literal["terminal", "page"]) -> Sequence[doc.Document]:
         raise NotImplementedError
 
     def _repr_html_(self) -> str:
-        return "\n".join(render_html(one, is_fragment=True) for one in self._documents("page"))
+        return "\n".join(render_html(document, is_fragment=True) for document in self._documents("page"))
 
     def __repr__(self) -> str:
         console = terminal.HarmlessConsole(file=StringIO(), width=100, force_jupyter=False, color_system=None)
@@ -70,23 +70,23 @@ class Shown:
         return repr(self)
 
 
-class ShownRanking(Shown, Ranking):
-    """A ranking that a notebook shows."""
+class NotebookRanking(NotebookView, Ranking):
+    """A ranking with a view for notebooks."""
 
     def _documents(self, medium: Literal["terminal", "page"]) -> Sequence[doc.Document]:
         return [summary(self, medium)]
 
 
 @dataclass(frozen=True)
-class Run(Shown):
-    """A run that was read; nothing of it is written."""
+class Run(NotebookView):
+    """A run that was read from its folder, where nothing is written."""
 
     folder: Path
     stored: StoredRun
 
     @property
     def suite(self) -> Suite:
-        """The question."""
+        """The run's suite."""
         return self.stored.suite
 
     @property
@@ -96,21 +96,21 @@ class Run(Shown):
 
     @property
     def environment(self) -> dict[str, Any]:
-        """environment.json."""
+        """The content of the run's environment.json."""
         return self.stored.environment
 
     @cached_property
-    def ranking(self) -> ShownRanking:
-        """The answer, computed from the records."""
-        return ShownRanking.model_construct(**dict(self.stored.ranking()))
+    def ranking(self) -> NotebookRanking:
+        """The ranking, computed from the records."""
+        return NotebookRanking.model_construct(**dict(self.stored.ranking()))
 
     def _documents(self, _: Literal["terminal", "page"]) -> Sequence[doc.Document]:
         stored = self.stored
         parts = (stored.suite, self.ranking, stored.counted, stored.environment)
         whole = report(*parts, COMMAND, "page", stored.unchecked)
         more = doc.Paragraph(("The whole report: ", doc.Literally(str(self.folder / PAGE))))
-        shown = [section for section in whole.sections if section.name in _SHOWN]
-        return [replace(whole, sections=[*shown, doc.Section("more", "More", [more])])]
+        sections = [section for section in whole.sections if section.name in _NOTEBOOK_SECTIONS]
+        return [replace(whole, sections=[*sections, doc.Section("more", "More", [more])])]
 
     def to_pandas(self, what: Kind = "trials") -> pd.DataFrame:
         """Trials (option x seed, missing ones too), ranking.csv, curves in long form, scores, or references.
@@ -121,8 +121,8 @@ class Run(Shown):
         import pandas as pd
 
         if what == "options":
-            text, named = StringIO(render_csv(self.ranking, guards=False)), {"option": "str"}
-            frame = pd.read_csv(text, dtype=named, keep_default_na=False, na_values=[""])
+            text, dtypes = StringIO(render_csv(self.ranking, guards=False)), {"option": "str"}
+            frame = pd.read_csv(text, dtype=dtypes, keep_default_na=False, na_values=[""])
             return frame.rename(columns=lambda name: name.removesuffix("_to_baseline"))
         makers = {"trials": self._trials, "curves": self._curves, "scores": self._scores,
                   "references": self._references}  # fmt: skip
@@ -130,7 +130,7 @@ class Run(Shown):
             raise UserError(f"to_pandas({what!r}): expected one of {', '.join(map(repr, get_args(Kind)))}")
         columns, rows = makers[what]()
         frame = pd.DataFrame(rows, columns=columns)
-        numbers = _NUMBERS.union(f"{name}{end}" for name in names_of(self.suite.job) for end in _ENDS)
+        numbers = _FLOAT_COLUMNS.union(f"{name}{end}" for name in names_of(self.suite.job) for end in _SCORE_ENDS)
         return frame.astype({name: "float64" for name in columns if name in numbers})
 
     def __repr__(self) -> str:
@@ -140,17 +140,17 @@ class Run(Shown):
     def _trials(self) -> _Rows:
         planned = {row.option: row.planned for row in self.ranking.rows}
         reached = {summary.name: summary.reached for summary in summarise(self.suite, self.records)[0]}
-        found = {(record.trial.option, record.trial.seed): record for record in counted(self.records)}
+        records = {(record.trial.option, record.trial.seed): record for record in counted(self.records)}
         rows: list[dict[str, Any]] = []
         for number, seed in enumerate(self.suite.seeds):
             for option in [option.name for option in self.suite.options]:
-                own = {"option": option, "seed": seed}
-                if record := found.get((option, seed)):
+                trial = {"option": option, "seed": seed}
+                if record := records.get((option, seed)):
                     crossing = reached.get(option, {}).get(seed)
-                    rows.append(own | self._trial(record, crossing and crossing.seconds))
+                    rows.append(trial | self._trial(record, crossing and crossing.seconds))
                 elif number < planned[option]:
-                    rows.append(own | {"status": "missing"})
-        return [*_TRIAL, *names_of(self.suite.job)], rows
+                    rows.append(trial | {"status": "missing"})
+        return [*_TRIAL_COLUMNS, *names_of(self.suite.job)], rows
 
     def _trial(self, record: Record, seconds_to_loss: float | None) -> dict[str, Any]:
         state, outcome = state_of(record), record.outcome
@@ -163,36 +163,36 @@ class Run(Shown):
         return row | derive(observe(record, self.suite)) | {SECONDS_TO_LOSS: seconds_to_loss}
 
     def _scores(self) -> _Rows:
-        return list(ScoreDifference.model_fields), [one.model_dump() for one in self.ranking.score_differences]
+        return list(ScoreDifference.model_fields), [d.model_dump() for d in self.ranking.score_differences]
 
     def _references(self) -> _Rows:
-        own = [name for name in Reference.model_fields if name not in ("scores", "samples")]
-        scores = dict.fromkeys(name for found in self.ranking.references for name in found.scores)
+        fields = [name for name in Reference.model_fields if name not in ("scores", "samples")]
+        scores = dict.fromkeys(name for reference in self.ranking.references for name in reference.scores)
         rows = [
-            found.model_dump(include=set(own))
+            reference.model_dump(include=set(fields))
             | {f"{name}{end}": getattr(score, end.lstrip("_") or "value")
-               for name, score in found.scores.items() for end in _ENDS}
-            for found in self.ranking.references
+               for name, score in reference.scores.items() for end in _SCORE_ENDS}
+            for reference in self.ranking.references
         ]  # fmt: skip
-        return [*own, *(f"{name}{end}" for name in scores for end in _ENDS)], rows
+        return [*fields, *(f"{name}{end}" for name in scores for end in _SCORE_ENDS)], rows
 
     def _curves(self) -> _Rows:
         rows: list[dict[str, Any]] = []
         for record in counted(self.records):
             if isinstance(record.outcome, Completed):
-                own = {"option": record.trial.option, "seed": record.trial.seed}
+                trial = {"option": record.trial.option, "seed": record.trial.seed}
                 losses = record.training_losses()
-                rows += [{**own, "kind": "training", "step": step, "loss": loss} for step, loss in losses]
-                rows += [{**own, "kind": "heldout", **asdict(point)} for point in record.evaluation_curve]
+                rows += [{**trial, "kind": "training", "step": step, "loss": loss} for step, loss in losses]
+                rows += [{**trial, "kind": "heldout", **asdict(point)} for point in record.evaluation_curve]
         return ["option", "seed", "kind", "step", "tokens", "training_seconds", "loss"], rows
 
 
 _Rows = tuple[list[str], list[dict[str, Any]]]
-"""Columns, and by column what a row has."""
-_TRIAL = ("option", "seed", "round", "status", "failure_kind", "failure_detail", "gpu_state", "wall_seconds",
-          "started_at", "trial_id")  # fmt: skip
-_ENDS = ("", "_low", "_high")
-_NUMBERS = frozenset({
+"""A table: its columns, and rows with values by column."""
+_TRIAL_COLUMNS = ("option", "seed", "round", "status", "failure_kind", "failure_detail", "gpu_state",
+                  "wall_seconds", "started_at", "trial_id")  # fmt: skip
+_SCORE_ENDS = ("", "_low", "_high")
+_FLOAT_COLUMNS = frozenset({
     "wall_seconds", "tokens", "training_seconds", "loss", "difference", "low", "high", "p", "usd", "lost_usd",
     "input_tokens", "output_tokens", "bits_per_byte", "byte_perplexity", "latency_median_seconds",
 })  # fmt: skip
@@ -216,17 +216,17 @@ AnyRun = str | Path | Run
 
 
 @dataclass(frozen=True, repr=False)
-class Plan(Shown):
+class Plan(NotebookView):
     """What a run would do."""
 
     outlook: Outlook
 
     def _documents(self, _: Literal["terminal", "page"]) -> Sequence[doc.Document]:
-        own = self.outlook
-        return [terminal.plan_document(own.plan, own.estimate, own.notes, own.costs, own.slurm)]
+        outlook = self.outlook
+        return [terminal.plan_document(outlook.plan, outlook.estimate, outlook.notes, outlook.costs, outlook.slurm)]
 
 
-class Comparison(Shown, list[Compared]):
+class Comparison(NotebookView, list[Compared]):
     """Runs against one of the same suite, in the order in which they were named."""
 
     def _documents(self, _: Literal["terminal", "page"]) -> Sequence[doc.Document]:
@@ -264,20 +264,20 @@ class Keywords(Strict):
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
 
-def _takes_keywords(function: _Function) -> _Function:
-    """Has help and completion show them."""
-    own = list(signature(function).parameters.values())[:-1]
-    function.__signature__ = Signature([*own, *signature(Keywords).parameters.values()])  # type: ignore[attr-defined]
+def _with_keywords(function: _Function) -> _Function:
+    """Give the function the signature that help and completion show, with `Keywords` in place of `**keywords`."""
+    named = list(signature(function).parameters.values())[:-1]
+    function.__signature__ = Signature([*named, *signature(Keywords).parameters.values()])  # type: ignore[attr-defined]
     return function
 
 
-@_takes_keywords
+@_with_keywords
 def plan(suite: AnySuite, **keywords: Any) -> Plan:
     """What a run would do. Raises UserError."""
     return Plan(preview(_request(suite, keywords), _display().note))
 
 
-@_takes_keywords
+@_with_keywords
 def run(
     suite: AnySuite, *, fresh: bool = False, retry_failed: bool = False, rerun_unclean: bool = False,
     **keywords: Any,
@@ -291,45 +291,45 @@ def run(
 
     if threading.current_thread() is not threading.main_thread():
         raise UserError("selectbench.run: the stop button is heard in the main thread alone: call it there")
-    asked, display = _request(suite, keywords), _display()
-    if read_site(asked.site, asked.lanes).launcher == "slurm":
+    request, display = _request(suite, keywords), _display()
+    if read_site(request.site, request.lanes).launcher == "slurm":
         raise UserError("selectbench.run: a run under Slurm is submitted by the command, selectbench run --site")
     try:
-        prepared = prepare_all(asked, display.note)
+        prepared = prepare_all(request, display.note)
     except KeyboardInterrupt:
-        raise _stopped("no trial had begun; the same call goes on") from None
+        raise _interruption("no trial had begun; the same call goes on") from None
     result = run_suite(
-        prepared, asked.results, lambda: display, fresh=fresh, retry_failed=retry_failed,
-        rerun_unclean=rerun_unclean, again=lambda _: "show", notify=display.note, make_stop=_CellStop,
+        prepared, request.results, lambda: display, fresh=fresh, retry_failed=retry_failed,
+        rerun_unclean=rerun_unclean, again=lambda _: "show", notify=display.note, make_stop=_NotebookStop,
     )  # fmt: skip
     if result.exit_code == ExitCode.INTERRUPTED:
-        raise _stopped(f"{result.folder}: every record is kept; the same call goes on where this stopped")
+        raise _interruption(f"{result.folder}: every record is kept; the same call goes on where this stopped")
     return Run(result.folder, read_run(result.folder))
 
 
-def _stopped(words: str) -> KeyboardInterrupt:
-    """Of which a notebook shows these words alone."""
+def _interruption(words: str) -> KeyboardInterrupt:
+    """An interrupt of which notebooks show only these words."""
     error = KeyboardInterrupt(words)
     error._render_traceback_ = lambda: [f"KeyboardInterrupt: {words}"]  # type: ignore[attr-defined]
     return error
 
 
 def _request(suite: AnySuite, keywords: Mapping[str, Any]) -> Request:
-    """As the command line would have it. Raises UserError."""
+    """The request that the command line would make. Raises UserError."""
     problems = Problems()
     node = parse_value(_json(keywords, "keywords"), "keywords", "", problems)
-    own: Any = node and validate(Keywords, node, problems)
+    options: Any = node and validate(Keywords, node, problems)
     problems.raise_if_any()
-    settings = [f"{key}={_json(value)}" for key, value in (own.settings or {}).items()]
-    axes = [f"{key}={','.join(map(_json, values))}" for key, values in (own.axes or {}).items()]
+    settings = [f"{key}={_json(value)}" for key, value in (options.settings or {}).items()]
+    axes = [f"{key}={','.join(map(_json, values))}" for key, values in (options.axes or {}).items()]
     gpus, lanes, seeds = (
         ",".join(map(str, value)) if isinstance(value, list) else None if value is None else str(value)
-        for value in (own.gpus, own.lanes, own.seeds)
+        for value in (options.gpus, options.lanes, options.seeds)
     )
     return Request(
-        _suite(suite), own.profile, settings, axes, seeds, own.quick, gpus, own.wait,
-        None if own.budget is None else budget_of(own.budget), Path(own.results), own.site, lanes,
-        extend=own.extend,
+        _suite(suite), options.profile, settings, axes, seeds, options.quick, gpus, options.wait,
+        None if options.budget is None else budget_of(options.budget), Path(options.results), options.site, lanes,
+        extend=options.extend,
     )  # fmt: skip
 
 
@@ -344,27 +344,27 @@ def _suite(suite: AnySuite) -> str | Written:
 
 
 def _json(value: Any, what: str = "suite") -> str:
-    """What YAML reads as the same. Raises UserError."""
+    """The value as JSON, which YAML reads as the same. Raises UserError."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_encode_value)
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{what}: not what a YAML file could say: {error}") from None
 
 
-def _plain(value: Any) -> Any:
+def _encode_value(value: Any) -> Any:
     if isinstance(value, Path | Run):
         return str(_folder(value))
     if isinstance(value, Mapping | range):
         return dict(value) if isinstance(value, Mapping) else list(value)
-    if callable(told := getattr(value, "tolist", None)):  # numbers and arrays of numpy's
-        return told()
+    if callable(to_list := getattr(value, "tolist", None)):  # numbers and arrays of numpy's
+        return to_list()
     raise TypeError(f"{type(value).__name__} is no number, text, list or mapping")
 
 
-class _CellStop(StopRequest):
-    """Pressed again, the stop button changes nothing: what is left takes seconds, and the kernel is to live on.
+class _NotebookStop(StopRequest):
+    """A second press of the stop button changes nothing: stopping takes seconds, and the kernel is to live on.
 
-    Whatever else ends processes ends this one too, once its trials are.
+    Other signals that end processes end this one too, once its trials have ended.
     """
 
     _ending: int | None = None
@@ -381,7 +381,7 @@ class _CellStop(StopRequest):
 
 
 def _display() -> Display:
-    """In a notebook an output that is drawn over, else what the command shows."""
+    """In a notebook an output that is redrawn, else the command's display."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is None or not hasattr(shell, "kernel"):
         return make_display(terminal.HarmlessConsole(stderr=True))
