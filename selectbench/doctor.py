@@ -335,7 +335,7 @@ def supported_choices(machine: Machine) -> list[tuple[str, str, str | None]]:
     if wrong_system_reason() is not None:
         return []
     return [
-        (dimension, tag_of(choice), choice.needs.missing(machine))
+        (dimension, tag_of(choice), choice.needs.unmet(machine))
         for dimension, classes in REGISTRY.items()
         for choice in classes
     ]

@@ -147,9 +147,10 @@ def may_change(option: Option, other: Option) -> frozenset[str]:
     changing = [name for name in names if getattr(option.choices, name) != getattr(other.choices, name)]
     if "world_size" in changing and isinstance(option.choices, CommandChoices):
         stated.add("strategy")
-    ours, theirs = option.choices.each(), other.choices.each()
+    ours, theirs = option.choices.by_dimension(), other.choices.by_dimension()
     changed = [choice for name in ours if ours[name] != theirs[name] for choice in (ours[name], theirs[name])]
-    return frozenset(stated).union(*(choice.excuses() for choice in changed), *map(_FOLLOWS.__getitem__, changing))
+    excused = [*(choice.allowed_differences() for choice in changed), *map(_FOLLOWS.__getitem__, changing)]
+    return frozenset(stated).union(*excused)
 
 
 def compare(ours: Identity, theirs: Identity, declared: frozenset[str]) -> dict[str, Status]:
@@ -215,8 +216,8 @@ def asked_for(suite: Suite, option: Option, ranks: int, *, shapes_differ: bool) 
         return {"world_size": ranks if (size := option.choices.world_size) == "auto" else size, **steps_made}
     job, choices = suite.job_of(option), option.built
     asked: dict[str, Any] = {"tokens_per_step": job.tokens_per_step, "steps_requested": job.max_steps}
-    for choice in choices.each().values():
-        asked |= choice.asks_for()
+    for choice in choices.by_dimension().values():
+        asked |= choice.expected_identity()
     if isinstance(job.model, OwnModel):  # its kernel is its own
         asked.pop("sdpa_backends", None)
     if isinstance(job.model, Gpt2 | Llama):  # other models may return logits in another dtype than they compute
@@ -228,7 +229,7 @@ def asked_for(suite: Suite, option: Option, ranks: int, *, shapes_differ: bool) 
         largest = _shape(job.lr_schedule, job.max_steps)[1]
         asked["peak_learning_rate"] = distinct_rates(rate * largest for rate in rates)
     asked["world_size"] = ranks if choices.world_size == "auto" else choices.world_size
-    may_skip = any("steps_applied" in choice.may_change for choice in choices.each().values())
+    may_skip = any("steps_applied" in choice.may_change for choice in choices.by_dimension().values())
     if choices.global_batch_size is not None and not may_skip:
         asked["steps_applied"] = job.max_steps
     steps = job.gradient_accumulation_steps(choices.micro_batch_size, asked["world_size"])

@@ -32,21 +32,21 @@ _SWITCH = BeforeValidator(lambda value: ("full" if value else "off") if isinstan
 class AnyChoices(Strict):
     """What makes an option, whatever the job is."""
 
-    if TYPE_CHECKING:  # fields, each at its place among its class's own
+    if TYPE_CHECKING:  # each subclass declares these fields itself, at their places among its other fields
         world_size: int | Literal["auto"]
         python: str | None
 
-    def each(self) -> dict[str, Choice]:
+    def by_dimension(self) -> dict[str, Choice]:
         """The chosen value of every dimension that is a class of the registry."""
         return {}
 
     def ranks(self, machine: Machine) -> int:
-        """The number of ranks; `auto` is one for each GPU that the run has taken, the idle ones of each node."""
+        """The number of ranks; `auto` is one rank for each GPU that the run has taken on its nodes."""
         return machine.device_count * machine.nodes if self.world_size == "auto" else self.world_size
 
     @property
     def matmul_dtype(self) -> MatmulDtype:
-        """What matrix products run in; of a command's it is not known, so that no share of a peak is reported."""
+        """The dtype of matrix products. A command's is not known; no share of a peak is reported for one."""
         return "float32"
 
 
@@ -88,27 +88,27 @@ class Choices(AnyChoices):
     """Path of the interpreter that trains, relative to the suite: another virtual environment, another torch.
     The bench's own where not given."""
 
-    def each(self) -> dict[str, Choice]:
+    def by_dimension(self) -> dict[str, Choice]:
         """The chosen value of every dimension that is a class of the registry."""
         values: dict[str, Any] = {name: getattr(self, name) for name in REGISTRY}
         return values
 
     @property
     def matmul_dtype(self) -> MatmulDtype:
-        """What matrix products run in: under autocast, of a working copy or of the weights."""
-        found: MatmulDtype = (
+        """The dtype of matrix products: autocast's, else the working copy's, else the weights' own."""
+        dtype: MatmulDtype = (
             self.precision.autocast_dtype or self.precision.working_dtype or self.precision.parameter_dtype
         )
-        return "tf32" if found == "float32" and self.precision.tf32 else found
+        return "tf32" if dtype == "float32" and self.precision.tf32 else dtype
 
     def unsupported_reason(
         self, machine: Machine, *, micro_batches: int = 1, task: str = "causal_lm", data: str = "text"
     ) -> str | None:
         """The first reason why this machine can't run the option, or None.
 
-        `micro_batches`: of a step on each rank; `task`, `data`: the job's task and the kind of its data.
+        `micro_batches`: micro-batches per step and rank; `task`, `data`: the job's task and the kind of its data.
         """
-        for dimension, choice in self.each().items():
+        for dimension, choice in self.by_dimension().items():
             if reason := choice.unsupported_reason(machine):
                 return f"{dimension} {getattr(choice, 'name', '')}: {reason}"
         situation = Situation(self, machine.device, micro_batches, task, data)

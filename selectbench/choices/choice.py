@@ -38,15 +38,15 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     def but(self, **changes: Any) -> Self:
-        """A copy with these fields, which are not validated."""
+        """A copy with these fields changed; the new values are not validated."""
         return self.model_copy(update=changes)
 
 
 class WrongValueError(ValueError):
-    """What a class refuses because of the value under one of its keys, where the suite's messages point to."""
+    """A class refuses the value under one of its keys; the message to the user points to that key's place."""
 
     def __init__(self, key: str, reason: str, *, says_key: bool = True) -> None:
-        """`key` may have dots; `says_key`: the reason is a sentence that names it already."""
+        """`key` may have dots; `says_key`: the reason is a sentence that names the key already."""
         super().__init__(reason if says_key else f"{key}: {reason}")
         self.key, self.reason = key, reason
 
@@ -58,22 +58,22 @@ class Needs:
     device: str | None = None
     """`cuda`, or None where any device will do."""
     compute_capability: tuple[int, int] | None = None
-    """The least one that will do on a CUDA device; not asked of a CPU."""
+    """The least compute capability that a CUDA device must have; a CPU needs none."""
     packages: tuple[str, ...] = ()
     """Requirements as pip writes them, `torch>=2.9`."""
     install: str = INSTALL
     """The command that brings the packages."""
     compiler: bool = False
-    """What generated code is compiled with on the job's device, as `machine.COMPILERS` has it."""
+    """Whether it needs the compiler of generated code for the job's device (`machine.COMPILERS`)."""
 
-    def missing(self, machine: Machine) -> str | None:
-        """Why this machine can't serve, with the remedy where there is one; None where it can."""
+    def unmet(self, machine: Machine) -> str | None:
+        """Which need this machine does not meet, with the remedy if there is one; None: it meets all of them."""
         if self.device and machine.device != self.device:
             return f"needs a {self.device} device, the job's is {machine.device}"
         capability = machine.compute_capability
         if self.compute_capability and capability and capability < self.compute_capability:
-            wanted, found = (".".join(map(str, pair)) for pair in (self.compute_capability, capability))
-            return f"needs compute capability {wanted}, this GPU has {found}"
+            least, actual = (".".join(map(str, pair)) for pair in (self.compute_capability, capability))
+            return f"needs compute capability {least}, this GPU has {actual}"
         if self.compiler and not machine.compiler:
             compiler = COMPILERS[machine.device]
             return f"needs a {compiler.language} compiler ({compiler.remedy})"
@@ -92,16 +92,16 @@ class Needs:
 
 @dataclass(frozen=True)
 class OwnCall:
-    """How trials call what a suite names of own code."""
+    """How trials call a function or class of own code that a suite names."""
 
     setting: str
     """The key that names it, for messages."""
     name: str
     """`package.module:Name`."""
     positional: tuple[str, ...] = ()
-    """What it is given in order, as people call that."""
+    """Its positional arguments in order, by the names that messages give them."""
     keywords: tuple[str, ...] = ()
-    """What it is given by name."""
+    """The names of its keyword arguments."""
 
 
 class Choice(Strict):
@@ -115,39 +115,39 @@ class Choice(Strict):
 
     The loss and the gradient norm of step 0 are named only by a choice that changes what is computed, such as
     another loss: for one that rounds otherwise they are compared within the dtypes' tolerance."""
-    asks: ClassVar[Mapping[str, Any]] = {}
-    """What it asks for whatever its settings are."""
+    fixed_identity: ClassVar[Mapping[str, Any]] = {}
+    """The identity fields that it fixes whatever its settings are, with their values."""
     also_called: ClassVar[Mapping[str, str]] = {}
-    """What to write for other names of it, in small letters without joints (`errors.plain_word`)."""
+    """By another name of it (in small letters without joints, `errors.plain_word`), what a suite should say."""
     waits: ClassVar[str | None] = None
-    """How often its library makes the host wait for a GPU, whatever loop is around it; None: never."""
+    """How often its library makes the host wait for a GPU, whatever the training loop; None: never."""
     preload: ClassVar[tuple[str, ...]] = ()
     """Modules that are slow to import and that the trial server may import once for all trials."""
 
-    def excuses(self) -> frozenset[str]:
-        """Identity fields that may differ because of the choice as it is set: `may_change`, or more."""
+    def allowed_differences(self) -> frozenset[str]:
+        """Identity fields that may differ because of the choice with its settings: `may_change`, or more."""
         return self.may_change
 
-    def asks_for(self) -> dict[str, Any]:
-        """Identity fields that the choice fixes, with the values that its trials must be found to have."""
-        return dict(self.asks)
+    def expected_identity(self) -> dict[str, Any]:
+        """The identity fields that the choice fixes, with the values that its trials must have."""
+        return dict(self.fixed_identity)
 
     def unsupported_reason(self, machine: Machine) -> str | None:
         """Why this machine can't run the choice, or None."""
-        return self.needs.missing(machine)
+        return self.needs.unmet(machine)
 
     @property
     def call(self) -> OwnCall | None:
-        """How trials call it, where it is own code; None: it is built in."""
+        """How trials call it if it is own code; None: it is built in."""
         return None
 
     def caveat(self, device: str) -> str | None:
-        """What a reader of its figures must know where it runs on this device, or None."""
+        """What a reader of its figures on this device must know, or None."""
         return None
 
 
 OWN = "package.module:Name"
-"""How own code is written wherever a name selects something built in, and the tag of its class in every union."""
+"""How a suite names own code in place of something built in; also the tag of own code's class in every union."""
 WORD = "[A-Za-z_][A-Za-z0-9_]*"
 OWN_PATTERN = rf"^{WORD}(\.{WORD})*:{WORD}(\.{WORD})*$"
 OwnName = Annotated[str, Field(pattern=OWN_PATTERN)]
@@ -165,7 +165,7 @@ def is_own(name: object) -> bool:
 
 
 def _tag_in(value: object) -> str | None:
-    """The tag that a mapping or an instance asks for; None: it has none."""
+    """The tag that a mapping or an instance names; None: it names none."""
     name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
     return OWN if is_own(name) else None if name is None else str(name)
 
@@ -177,21 +177,21 @@ class _Shorthand:
         self.classes = classes
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        complete = [tag for tag in map(_complete_tag, self.classes) if tag]
-        words: list[dict[str, Any]] = [{"enum": [tag for tag in complete if tag != OWN]}] if complete else []
-        own = [{"type": "string", "pattern": OWN_PATTERN}] if OWN in complete else []
+        tags = [tag for tag in map(_complete_tag, self.classes) if tag]
+        built_in: list[dict[str, Any]] = [{"enum": [tag for tag in tags if tag != OWN]}] if tags else []
+        own_code = [{"type": "string", "pattern": OWN_PATTERN}] if OWN in tags else []
         mapping = handler(core)
-        return {"anyOf": [*words, *own, mapping]} if complete else dict(mapping)
+        return {"anyOf": [*built_in, *own_code, mapping]} if tags else dict(mapping)
 
 
 def _complete_tag(choice: type[Choice]) -> str | None:
-    """Its tag where the name alone says everything."""
+    """The tag of a class that needs no setting besides its name; None: it needs more."""
     required = {key for key, field in choice.model_fields.items() if field.is_required()}
     return None if required - {"name"} else tag_of(choice)
 
 
 def tagged(classes: Mapping[str, type[BaseModel]], tag: Callable[[object], str | None]) -> Any:
-    """The type of one of these classes, by tag; `tag`: that which a mapping or an instance asks for, if any."""
+    """The union of these classes, by tag; `tag` returns the tag that a mapping or an instance names, or None."""
     types: Any = Union[tuple(Annotated[kind, Tag(name)] for name, kind in classes.items())]  # noqa: UP007
     return Annotated[types, Discriminator(tag)]
 
@@ -203,16 +203,16 @@ def one_of(*classes: type[Choice]) -> Any:
     return Annotated[types, BeforeValidator(to_mapping), _Shorthand(classes)]
 
 
-# Own code, `package.module:Name`, from the suite's folders of it or from what is installed. The bench keeps the
-# name and imports nothing but what yields documents; all else is imported by a worker, in `build()`.
+# Own code, `package.module:Name`, lies in the suite's `code` folders or is installed. The bench keeps the name and
+# imports only own code that yields documents; workers import all other own code, in `build()`.
 
 
 _folders: list[str] = []
-"""What `add_to_path` put on the path, for messages; a trial's process has one suite."""
+"""The folders that `add_to_path` put on the path, for messages; a trial's process has one suite."""
 
 
 class OwnCodeError(RuntimeError):
-    """A name of the suite that leads to no module, or to nothing in it; one line, ready to print."""
+    """The suite names a module that is not there, or nothing in that module; one line, ready to print."""
 
 
 def add_to_path(folders: Sequence[str]) -> None:
@@ -235,20 +235,20 @@ def load(name: str, setting: str = "own code") -> Any:
     """
     module_name, _, attributes = name.partition(":")
     try:
-        found = import_module(module_name)
+        value = import_module(module_name)
     except ImportError as error:
-        # What was not found is the module asked for or a package around it, or else something that it imports.
+        # Either the named module (or a package around it) is not there, or something that the module imports.
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             raise OwnCodeError(_no_module(f"{setting} {name}", module_name, error.name or module_name)) from None
         raise OwnCodeError(f"{setting} {name}: importing {module_name}: {error}") from error
     for attribute in attributes.split("."):
-        if not hasattr(found, attribute):
-            has = [word for word in vars(found) if not word.startswith("_")] if hasattr(found, "__dict__") else []
-            place = getattr(found, "__file__", None) or getattr(found, "__qualname__", type(found).__name__)
-            hint = did_you_mean(attribute, has) or (f" (it has {', '.join(has[:8])})" if has else "")
+        if not hasattr(value, attribute):
+            known = [key for key in vars(value) if not key.startswith("_")] if hasattr(value, "__dict__") else []
+            place = getattr(value, "__file__", None) or getattr(value, "__qualname__", type(value).__name__)
+            hint = did_you_mean(attribute, known) or (f" (it has {', '.join(known[:8])})" if known else "")
             raise OwnCodeError(f"{setting} {name}: {place} has no {attribute}{hint}")
-        found = getattr(found, attribute)
-    return found
+        value = getattr(value, attribute)
+    return value
 
 
 def _no_module(subject: str, module_name: str, missing: str) -> str:
@@ -257,14 +257,15 @@ def _no_module(subject: str, module_name: str, missing: str) -> str:
     folders = (spec.submodule_search_locations if spec else None) if package else _folders
     # A folder without an `__init__.py` is a package too.
     names = [p.stem for f in folders or () for p in Path(f).iterdir() if p.is_dir() or p.suffix == ".py"]
-    return f"{subject}: there is no module {missing}{did_you_mean(name, names)} {_where(module_name)}"
+    return f"{subject}: there is no module {missing}{did_you_mean(name, names)} {_searched(module_name)}"
 
 
-def _where(module_name: str) -> str:
+def _searched(module_name: str) -> str:
+    """Where the module was looked for, as the end of a sentence."""
     top = module_name.partition(".")[0]
-    if around := next((Path(f).parent for f in _folders if Path(f).name == top), None):
+    if parent := next((Path(f).parent for f in _folders if Path(f).name == top), None):
         return (
-            f"in {', '.join(_folders)}: to import {top} as a package, name the folder around it, code: [{around}]"
+            f"in {', '.join(_folders)}: to import {top} as a package, name the folder around it, code: [{parent}]"
         )
     if _folders:
         return f"in {', '.join(_folders)} (the suite's `code`), nor is it installed"
@@ -273,9 +274,9 @@ def _where(module_name: str) -> str:
 
 def _finite(value: Any) -> Any:
     """Raises ValueError for NaN and infinity, however deep: records and hashes are JSON."""
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for below in inside:
-        _finite(below)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for item in items:
+        _finite(item)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"settings must be finite, found {value}")
     return value
@@ -284,39 +285,40 @@ def _finite(value: Any) -> Any:
 OwnSettings = Annotated[dict[str, Any], AfterValidator(_finite)]
 
 
-def free_of(*given: str) -> AfterValidator:
-    """Refuses settings that name an argument which the worker gives already."""
+def free_of(*arguments: str) -> AfterValidator:
+    """Refuses settings that name one of these arguments, which the worker passes itself."""
 
     def checked(settings: dict[str, Any]) -> dict[str, Any]:
-        if taken := [key for key in given if key in settings]:
-            raise ValueError(f"settings may not set {', '.join(taken)}: given elsewhere ({', '.join(given)} are)")
+        if taken := [key for key in arguments if key in settings]:
+            passed = ", ".join(arguments)
+            raise ValueError(f"settings may not set {', '.join(taken)}: given elsewhere ({passed} are)")
         return settings
 
     return AfterValidator(checked)
 
 
-# Folders of own code: whether they can serve, and what their content was.
+# Folders of own code: whether they can serve, and the digest of their content.
 #
-# Everything in them counts but caches and what a run writes: a kernel's source or a JSON file beside a module
+# Every file in them counts except caches and what a run writes: a kernel's source or a JSON file next to a module
 # changes the training as much as the module does.
 
 
 MOST_BYTES = 100 * 10**6
 MOST_FILES = 20_000
-LEFT_OUT = frozenset({"__pycache__", "node_modules", "site-packages", "wandb", "mlruns"})
-"""Folders of copies, caches and trackers; hidden ones and virtual environments are left out too."""
+IGNORED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "wandb", "mlruns"})
+"""Folders of copies, caches and trackers; hidden folders and virtual environments are ignored too."""
 LOGS = ("*.log", "events.out.tfevents.*")
 """Names of files that a training writes: an interrupted run that wrote one there is still the same run."""
-OF_A_RUN = ("suite.yaml", "environment.json")
-"""Both lie in a run's folder: results beside the code must not make the next run another one."""
+RUN_FOLDER_FILES = ("suite.yaml", "environment.json")
+"""A folder with both is a run's: results next to the code must not make the next run another one."""
 MODULES = (".py", ".pyc", ".so", ".pyd")
 
 
 def own_code_sha256(paths: Sequence[str], *, modules: bool = True) -> str | None:
     """Digest of names and contents of all files under these folders; None: there are no folders.
 
-    `modules` False: without those that Python imports, of which every trial tells which it did. A file stands for
-    its folder. Raises UserError where a folder is gone, cannot be read or is too large.
+    `modules` False leaves out Python modules, since every trial records which of them it imported. A file stands
+    for its folder. Raises UserError where a folder is gone, cannot be read or is too large.
     """
     digest = hashlib.sha256()
     for path in paths:
@@ -328,7 +330,7 @@ def own_code_sha256(paths: Sequence[str], *, modules: bool = True) -> str | None
                 digest.update(f"{name}\0{len(content)}\0".encode(errors="surrogateescape"))
                 digest.update(content)
         except (OSError, ValueError) as error:
-            raise UserError(f"code: {_words(error)}") from None
+            raise UserError(f"code: {_reason(error)}") from None
         digest.update(b"\0")
     return digest.hexdigest() if paths else None
 
@@ -346,10 +348,10 @@ def _import_root(path: Path) -> Path:
 
 
 def has_changed(files: Mapping[str, str], paths: Sequence[str]) -> bool:
-    """Whether a module that a trial imported from these folders is another one now; `files`: digests by name."""
+    """Whether a module that a trial imported from these folders has changed since; `files`: digests by name."""
     roots = [Path(root) for root in import_roots(paths)]
-    now = {name: {_digest(root / name) for root in roots} for name in files}
-    return any(digest not in now[name] for name, digest in files.items())
+    current = {name: {_digest(root / name) for root in roots} for name in files}
+    return any(digest not in current[name] for name, digest in files.items())
 
 
 def _digest(file: Path) -> str | None:
@@ -361,20 +363,20 @@ def _digest(file: Path) -> str | None:
 
 def own_code_problem(path: str) -> str | None:
     """Why this absolute path cannot serve as own code, with the fix, or None. Contents are not read."""
-    found = Path(path)
-    if not found.exists():
-        beside = [p.name for p in found.parent.iterdir() if p.is_dir()] if found.parent.is_dir() else []
-        return f"there is no folder {path}{did_you_mean(found.name, beside)}"
-    if found.is_file() and found.suffix != ".py":
+    target = Path(path)
+    if not target.exists():
+        siblings = [p.name for p in target.parent.iterdir() if p.is_dir()] if target.parent.is_dir() else []
+        return f"there is no folder {path}{did_you_mean(target.name, siblings)}"
+    if target.is_file() and target.suffix != ".py":
         return f"{path} is a file, expected a folder that holds Python modules, or a .py file"
     try:
         holds_code = any(name.endswith(MODULES) for name, _ in _files(path))
     except (OSError, ValueError) as error:
-        return _words(error)
+        return _reason(error)
     return None if holds_code else f"{path} holds no Python module"
 
 
-def _words(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return f"cannot read {error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
 
 
@@ -400,20 +402,20 @@ def _files(path: str) -> list[tuple[str, Path]]:
 def walk(top: Path) -> Iterator[Path]:
     """Every file below that is no cache; links are followed, each folder is entered once. Raises OSError."""
     seen = {top.resolve()}
-    for folder, below, names in os.walk(top, followlinks=True, onerror=_raise):
-        below[:] = [name for name in below if _counts(Path(folder, name), seen)]
+    for folder, subfolders, names in os.walk(top, followlinks=True, onerror=_raise):
+        subfolders[:] = [name for name in subfolders if _must_enter(Path(folder, name), seen)]
         for file in (Path(folder, name) for name in names):
             if file.name.startswith(".") or any(file.match(log) for log in LOGS):
                 continue
             compiled = file.suffix == ".pyc" and file.with_suffix(".py").exists()
-            if not compiled and file.exists():  # a broken link is there and does not exist
+            if not compiled and file.exists():  # a broken link is listed and does not exist
                 yield file
 
 
-def _counts(folder: Path, seen: set[Path]) -> bool:
-    if folder.name.startswith(".") or folder.name in LEFT_OUT or (folder / "pyvenv.cfg").exists():
+def _must_enter(folder: Path, seen: set[Path]) -> bool:
+    if folder.name.startswith(".") or folder.name in IGNORED_FOLDERS or (folder / "pyvenv.cfg").exists():
         return False
-    if all((folder / name).exists() for name in OF_A_RUN) or folder.resolve() in seen:
+    if all((folder / name).exists() for name in RUN_FOLDER_FILES) or folder.resolve() in seen:
         return False
     seen.add(folder.resolve())
     return True

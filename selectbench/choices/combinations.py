@@ -1,7 +1,7 @@
-"""What goes with what: one table of combinations that can't be had, and why. `unsupported` is said from it alone.
+"""The one table of combinations of choices that can't run, and why; every `unsupported` combination is from it.
 
-What it says of optimizers, strategies and precisions is not declared but found: a test runs every combination on
-two ranks and compares it with one process; what it sees raise, or train another algorithm, is what stands here.
+Its rules on optimizers, strategies and precisions are test results: a test runs every combination on two ranks and
+compares it with one process. Those that raise, or train another algorithm, stand here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Fact = Literal[
 _YES = frozenset({"yes"})
 _SETTINGS = frozenset({"offload_optimizer", "static_graph"})
 _UNNAMED = frozenset({"implementation", "accumulation", "device"})
-"""What a reason says in its own words."""
+"""Facts that a rule's reason already says in words."""
 
 
 _OVERWRITTEN = (
@@ -45,16 +45,15 @@ class Situation:
     choices: Choices
     device: str = "cpu"
     micro_batches: int = 1
-    """Of an optimizer step on each rank."""
+    """Micro-batches of an optimizer step on each rank."""
     task: str = "causal_lm"
     data: str = "text"
     """The kind of the job's data, `chat` for instance."""
 
     def facts(self) -> dict[Fact, str]:
-        """By the names that rules use."""
+        """The facts of the situation, by the names that rules use."""
         chosen, strategy = self.choices, self.choices.strategy
         stage = getattr(strategy, "stage", None)
-
         yes = {True: "yes", False: "no"}
         return {
             "adaptation": chosen.adaptation.name,
@@ -72,17 +71,17 @@ class Situation:
 
 @dataclass(frozen=True)
 class Rule:
-    """A situation in which every condition holds can't be had."""
+    """A combination that can't run: every situation in which all the conditions hold."""
 
     conditions: dict[Fact, Collection[str]]
-    """By fact, the values of which one must be there."""
+    """By fact, the values for which the condition holds."""
     reason: str
-    """Why, with what to take instead where there is something."""
+    """Why it can't run, with what to take instead where there is something."""
     finding: Literal["raises", "differs", "not shown"] = "raises"
-    """What happens where it is tried: an error, another algorithm without a word, or nobody has seen it go well."""
+    """What a trial of it does: it fails, it silently trains another algorithm, or nobody has yet seen it work."""
 
-    def explained(self, situation: Situation) -> str:
-        """`optimizer muon with strategy zero 1: ...`."""
+    def explanation(self, situation: Situation) -> str:
+        """The sentence for the user: `optimizer muon with strategy zero 1: ...`."""
         chosen = situation.choices
         facts = situation.facts() | {"framework": chosen.framework.name}
         if chosen.strategy.combines_as:
@@ -147,13 +146,13 @@ RULES: tuple[Rule, ...] = (
 
 
 def rule_against(situation: Situation) -> Rule | None:
-    """The first that excludes the situation."""
+    """The first rule that excludes the situation, or None."""
     facts = situation.facts()
-    holds = (rule for rule in RULES if all(facts[name] in values for name, values in rule.conditions.items()))
-    return next(holds, None)
+    matching = (rule for rule in RULES if all(facts[name] in values for name, values in rule.conditions.items()))
+    return next(matching, None)
 
 
 def combination_reason(situation: Situation) -> str | None:
-    """Why what is asked for can't be had together, or None."""
+    """Why the situation's choices can't run together, or None."""
     rule = rule_against(situation)
-    return None if rule is None else rule.explained(situation)
+    return None if rule is None else rule.explanation(situation)

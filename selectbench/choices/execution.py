@@ -35,19 +35,19 @@ class PrecisionChoice(Choice):
     needs: ClassVar[Needs] = Needs(packages=("torch",))
     may_change: ClassVar[frozenset[str]] = DTYPES
     parameter_dtype: ClassVar[str] = "float32"
-    """Of parameters, gradients and (unless the optimizer quantises it) optimizer state."""
+    """The dtype of parameters, gradients and (unless the optimizer quantises it) optimizer state."""
     autocast_dtype: ClassVar[str | None] = None
-    """Of matrix products under autocast; None: no autocast."""
+    """The dtype of matrix products under autocast; None: no autocast."""
     tf32: ClassVar[bool] = False
     """Whether fp32 matrix products may use TF32 tensor cores."""
     gradient_scaling: ClassVar[bool] = False
     """Whether the loss is scaled, and steps with infinite gradients are skipped."""
     working_dtype: ClassVar[str | None] = None
-    """Of the copy of the parameters that forward and backward pass use; None: the parameters themselves."""
+    """The dtype of the copy of the parameters that forward and backward pass use; None: they use no copy."""
     name: str
 
-    def asks_for(self) -> dict[str, Any]:
-        """The dtypes that the optimizer updates and that the passes use, and TF32."""
+    def expected_identity(self) -> dict[str, Any]:
+        """The dtypes that the optimizer updates and that the passes use, and whether TF32 is on."""
         working = self.working_dtype or self.parameter_dtype
         return {"parameter_dtype": self.parameter_dtype, "working_dtype": working, "matmul_tf32": self.tf32}
 
@@ -129,21 +129,21 @@ PRECISIONS: tuple[type[Choice], ...] = (Fp32, Tf32, Bf16Mixed, Fp16Mixed, Bf16Ma
 def precision_for(machine: Machine) -> tuple[PrecisionChoice, str]:
     """The half precision that the machine has units for, else fp32 on a CPU; and why, as a clause.
 
-    fp16 is mixed with gradient scaling, which every GPU can do. Where nothing tells the GPUs' compute capability
-    they are taken to have bf16.
+    fp16 is mixed with gradient scaling, which every GPU can do. GPUs of unknown compute capability are assumed to
+    have bf16.
     """
     if machine.device == "cpu":
         if "bfloat16" in machine.cpu_units:
             return Bf16Mixed(), "the processor has instructions for bf16"
         return Fp32(), "the processor has no instructions for bf16"
-    least, found = Bf16Mixed.needs.compute_capability, machine.compute_capability
+    least, capability = Bf16Mixed.needs.compute_capability, machine.compute_capability
     assert least is not None
-    if found is None:
+    if capability is None:
         return Bf16Mixed(), "no GPU reports its compute capability"
-    words = ".".join(map(str, found))
-    if found >= least:
-        return Bf16Mixed(), f"compute capability {words} has bf16"
-    return Fp16Mixed(), f"compute capability {words} has no bf16, which needs {'.'.join(map(str, least))}"
+    version = ".".join(map(str, capability))
+    if capability >= least:
+        return Bf16Mixed(), f"compute capability {version} has bf16"
+    return Fp16Mixed(), f"compute capability {version} has no bf16, which needs {'.'.join(map(str, least))}"
 
 
 # How the model's arithmetic is carried out: attention kernel, compilation, checkpointing.
@@ -156,8 +156,8 @@ class AttentionChoice(Choice):
     may_change: ClassVar[frozenset[str]] = frozenset({"attention", "sdpa_backends"})
     name: str
 
-    def asks_for(self) -> dict[str, Any]:
-        """The kernel as the model reports it."""
+    def expected_identity(self) -> dict[str, Any]:
+        """The kernel, by the name that the model reports."""
         return {"attention": self.name}
 
 
@@ -168,9 +168,9 @@ class Eager(AttentionChoice):
     also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("naive", "math", "manual"), "eager")
     name: Literal["eager"] = "eager"
 
-    def asks_for(self) -> dict[str, Any]:
-        """The formula itself, which a compiler may replace by a fused kernel."""
-        return {**super().asks_for(), "sdpa_backends": []}
+    def expected_identity(self) -> dict[str, Any]:
+        """No fused kernel: a compiler may put one in place of the formula, which then is a violation."""
+        return {**super().expected_identity(), "sdpa_backends": []}
 
 
 class Sdpa(AttentionChoice):
@@ -209,7 +209,7 @@ class CompileChoice(Choice):
     may_change: ClassVar[frozenset[str]] = frozenset({"compiled"})
     source: ClassVar[str] = "Ansel et al. 2024, doi:10.1145/3620665.3640366; torch.compile"
 
-    def asks_for(self) -> dict[str, Any]:
+    def expected_identity(self) -> dict[str, Any]:
         """Whether a compiled graph runs."""
         return {"compiled": self.mode is not None}
 
@@ -270,7 +270,7 @@ CHECKPOINTINGS: tuple[type[Choice], ...] = (CheckpointingOff, CheckpointingFull)
 
 
 SUM_TOLERANCE = 1e-2
-"""Relative difference between a loss and the sum of its halves' that is rounding."""
+"""Largest relative difference between a loss and the sum over its two halves that still counts as rounding."""
 
 
 class LossChoice(Choice):
@@ -321,11 +321,11 @@ class OwnLoss(LossChoice):
 
     @property
     def call(self) -> OwnCall:
-        """As `build` does."""
+        """How the function that `build` returns calls it."""
         return OwnCall("loss", self.name, ("logits", "targets"), tuple(self.settings))
 
     def build(self) -> SummedLoss:
-        """The function with its settings; it raises TypeError where no scalar comes back. Raises OwnCodeError."""
+        """The function with its settings; it raises TypeError unless it gets a scalar. Raises OwnCodeError."""
         import torch
 
         function = load(self.name, "loss")
@@ -335,20 +335,20 @@ class OwnLoss(LossChoice):
             nonlocal checked
             loss = function(logits, targets, **self.settings)
             if not isinstance(loss, torch.Tensor) or loss.ndim:
-                found = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
-                raise TypeError(f"loss {self.name}: expected a scalar tensor, the sum over tokens; found {found}")
+                actual = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+                raise TypeError(f"loss {self.name}: expected a scalar tensor, the sum over tokens; found {actual}")
             if checked:
                 return loss
-            # Once: a sum over tokens is the sum of the sums over two parts of them.
+            # Checked in the first call only: a sum over all tokens equals the sums over two halves, added up.
             checked = True
-            whole, known, half = loss.detach(), logits.detach(), (logits.shape[1] + 1) // 2
-            parts = [(known[:, :half], targets[:, :half]), (known[:, half:], targets[:, half:])]
+            whole, detached, half = loss.detach(), logits.detach(), (logits.shape[1] + 1) // 2
+            parts = [(detached[:, :half], targets[:, :half]), (detached[:, half:], targets[:, half:])]
             with torch.no_grad():
-                of_parts = sum(function(*part, **self.settings) for part in parts)
-            if not torch.allclose(of_parts.float(), whole.float(), rtol=SUM_TOLERANCE):
+                sum_of_parts = sum(function(*part, **self.settings) for part in parts)
+            if not torch.allclose(sum_of_parts.float(), whole.float(), rtol=SUM_TOLERANCE):
                 raise TypeError(
                     f"loss {self.name}: expected the sum over tokens; of all of them it is {float(whole):.6g}, of "
-                    f"the first and the last half together {float(of_parts):.6g} (a mean? sum instead)"
+                    f"the first and the last half together {float(sum_of_parts):.6g} (a mean? sum instead)"
                 )
             return loss
 
@@ -378,7 +378,7 @@ class Native(FrameworkChoice):
     loop: ClassVar[str] = "selectbench.worker.loop:train"
     also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("torch", "pytorch"), "native")
     name: Literal["native"] = "native"
-    asks: ClassVar[Mapping[str, Any]] = {"framework": "native"}
+    fixed_identity: ClassVar[Mapping[str, Any]] = {"framework": "native"}
 
 
 class HfTrainer(FrameworkChoice):
@@ -394,7 +394,7 @@ class HfTrainer(FrameworkChoice):
     loop: ClassVar[str] = "selectbench.worker.hf_trainer:train"
     also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("trainer", "transformers", "hf"), "hf_trainer")
     name: Literal["hf_trainer"] = "hf_trainer"
-    asks: ClassVar[Mapping[str, Any]] = {"framework": "transformers.Trainer"}
+    fixed_identity: ClassVar[Mapping[str, Any]] = {"framework": "transformers.Trainer"}
 
 
 class OwnFramework(FrameworkChoice):
@@ -413,7 +413,7 @@ class OwnFramework(FrameworkChoice):
 
     @property
     def call(self) -> OwnCall:
-        """As `worker.loop.train_with` does."""
+        """How `worker.loop.train_with` calls it."""
         return OwnCall("framework", self.name, ("trial",), tuple(self.settings))
 
 
@@ -433,15 +433,15 @@ DEEPSPEED_INSTALL = "pip install 'selectbench[deepspeed]'"
 
 @dataclass(frozen=True)
 class Weights:
-    """What a strategy divides and gathers."""
+    """The weights that a strategy divides among ranks and gathers."""
 
     parameters: int
     largest_unit: float
     """Parameters that are gathered at a time: two blocks, and what lies outside the blocks."""
     updated_bytes: int
-    """Of one parameter as the optimizer updates it."""
+    """Bytes of one parameter in the dtype that the optimizer updates."""
     used_bytes: int
-    """Of one parameter as the forward and backward passes use it."""
+    """Bytes of one parameter in the dtype that the forward and backward passes use."""
     has_working_copy: bool
     ranks: int
     accumulates: bool
@@ -455,15 +455,15 @@ class StrategyChoice(Choice):
     engine: ClassVar[str]
     """The worker's class, `module:Class`; a string because the bench never imports it."""
     wrapper: ClassVar[str]
-    """What a trial finds around its model, as the certificate names it."""
+    """The class that wraps the model in a trial, as the certificate names it."""
     shards: ClassVar[frozenset[str]] = frozenset()
-    """Model states that are divided among the ranks: `parameters`, `gradients`, `optimizer_state`. Where there are
-    none, every rank's optimizer has the parameters as the model has them."""
+    """Model states that are divided among the ranks: `parameters`, `gradients`, `optimizer_state`. If empty, every
+    rank's optimizer has whole parameters, as the model has them."""
     combines_as: ClassVar[str | None] = None
-    """The strategy whose rows in `combinations` hold for this one, which wraps the model alike; None: its own."""
+    """Another strategy that wraps the model alike, whose rules in `combinations` hold for this one too, or None."""
 
-    def asks_for(self) -> dict[str, Any]:
-        """What wraps the model."""
+    def expected_identity(self) -> dict[str, Any]:
+        """The class that wraps the model."""
         return {"strategy": self.wrapper}
 
     def sharded(self) -> frozenset[str]:
@@ -471,7 +471,7 @@ class StrategyChoice(Choice):
         return self.shards
 
     def gathered_bytes(self, weights: Weights) -> float:
-        """What a rank holds for a while beside its share of the model states."""
+        """Bytes that a rank holds for a while besides its share of the model states."""
         del weights
         return 0.0
 
@@ -481,9 +481,9 @@ class StrategyChoice(Choice):
 
 
 def ranks_problem(ranks: int, machine: Machine) -> str | None:
-    """Why there can't be so many here, whatever they do, or None."""
-    if machine.device == "cuda" and ranks > (there := machine.device_count * machine.nodes):
-        return f"world_size {ranks} needs as many GPUs, this run has {there}"
+    """Why this machine can't run so many ranks under any strategy, or None."""
+    if machine.device == "cuda" and ranks > (gpus := machine.device_count * machine.nodes):
+        return f"world_size {ranks} needs as many GPUs, this run has {gpus}"
     if ranks > 1 and ranks % machine.nodes:
         return f"world_size {ranks} can't be shared evenly by {machine.nodes} nodes"
     return None
@@ -499,7 +499,7 @@ class Single(StrategyChoice):
     name: Literal["single"] = "single"
 
     def unsupported_world_size(self, world_size: int, machine: Machine) -> str | None:
-        """Only one rank."""
+        """Why it can't run so many ranks: it runs one only."""
         return None if world_size == 1 else f"strategy single runs one rank, world_size is {world_size}"
 
 
@@ -521,7 +521,7 @@ class Ddp(StrategyChoice):
     """Promise that every step uses the same parameters in the same order."""
 
     def gathered_bytes(self, weights: Weights) -> float:
-        """Gradients beside their buckets."""
+        """A second copy of the gradients, besides their buckets, unless the gradients live in these."""
         return 0.0 if self.gradient_as_bucket_view else float(weights.updated_bytes * weights.parameters)
 
 
@@ -559,7 +559,7 @@ SECTIONS = frozenset({
     "memory_breakdown", "prescale_gradients", "sparse_gradients", "steps_per_print", "tensorboard", "timers",
     "wall_clock_breakdown", "zero_optimization",
 })  # fmt: skip
-"""Keys that DeepSpeed reads besides; it passes over others without a word."""
+"""The other keys that DeepSpeed reads; it silently ignores keys that it does not know."""
 BUCKET_ELEMENTS = 500_000_000
 """DeepSpeed's own default size of its two buckets each, of gradients and of parameters, which it allocates whole
 (deepspeed.ai/docs/config-json)."""
@@ -597,8 +597,8 @@ class Zero(StrategyChoice):
     @classmethod
     def _leaves_the_job_alone(cls, config: dict[str, Any]) -> dict[str, Any]:
         zero = config.get("zero_optimization")
-        inside = {"zero_optimization.stage"} if isinstance(zero, dict) and "stage" in zero else set()
-        if taken := sorted((SET_BY_THE_JOB & config.keys()) | inside):
+        stage = {"zero_optimization.stage"} if isinstance(zero, dict) and "stage" in zero else set()
+        if taken := sorted((SET_BY_THE_JOB & config.keys()) | stage):
             raise ValueError(f"config may not set {', '.join(taken)}: the suite's own keys decide that")
         if unknown := sorted(config.keys() - SECTIONS):
             known = f" (ZeRO's own settings stand under zero_optimization; known: {', '.join(sorted(SECTIONS))})"
@@ -606,12 +606,12 @@ class Zero(StrategyChoice):
             raise ValueError(f"config: DeepSpeed knows no {unknown[0]}{hint}")
         return config
 
-    def asks_for(self) -> dict[str, Any]:
+    def expected_identity(self) -> dict[str, Any]:
         """The engine with its stage."""
         return {"strategy": f"{self.wrapper} {self.stage}"}
 
     def sharded(self) -> frozenset[str]:
-        """Grows with the stage."""
+        """The model states that its stage divides: each stage divides more of them."""
         return STAGES[self.stage]
 
     def gathered_bytes(self, weights: Weights) -> float:
@@ -631,13 +631,13 @@ Interpreter = Annotated[str, Field(min_length=1)]
 
 def interpreter_problem(path: str) -> str | None:
     """Why this absolute path can't be run as an interpreter, with the nearest fix, or None."""
-    found = Path(path)
-    meant: Path | str | None
-    if found.is_dir():
+    file = Path(path)
+    suggestion: Path | str | None
+    if file.is_dir():
         wrong = f"{path} is a folder, expected an interpreter"
-        meant = next((p for p in (found / "bin" / "python", found / "python") if p.is_file()), None)
-    elif not found.is_file():
-        wrong, meant = f"there is no interpreter {path}", shutil.which(found.name)
+        suggestion = next((p for p in (file / "bin" / "python", file / "python") if p.is_file()), None)
+    elif not file.is_file():
+        wrong, suggestion = f"there is no interpreter {path}", shutil.which(file.name)
     else:
         return None if os.access(path, os.X_OK) else f"{path} is not executable"
-    return wrong + (f" (did you mean '{meant}'?)" if meant else "")
+    return wrong + (f" (did you mean '{suggestion}'?)" if suggestion else "")

@@ -900,7 +900,7 @@ class Qlora(Lora):
         return getattr(parameter, "quant_state", None) is not None
 
     # A byte has two weights; what is not quantized stays in fp32.
-    asks: ClassVar[Mapping[str, Any]] = {"working_dtype": "float32+uint8"}
+    fixed_identity: ClassVar[Mapping[str, Any]] = {"working_dtype": "float32+uint8"}
 
 
 ADAPTATIONS: tuple[type[Choice], ...] = (FullTraining, Lora, Qlora)

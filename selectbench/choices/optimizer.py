@@ -27,19 +27,19 @@ Implementation = Literal["fused", "foreach", "for_loop"]
 OPTIMIZER_FIELDS = frozenset({"optimizer", "optimizer_state_dtype", "peak_learning_rate"})
 """Identity fields that follow from the optimizer."""
 OWN_WARMUP = "warmup_fraction"
-"""The setting that stands among an optimizer's only where it is given."""
+"""The setting that is dumped with an optimizer's others only if it is given."""
 SCHEDULE = frozenset({"learning_rate_shape_sha256"})
 
 
 def decay_groups(
     model: torch.nn.Module, weight_decay: float, *, without: Collection[int] = ()
 ) -> list[dict[str, object]]:
-    """Two parameter groups: what is multiplied with or looked up decays, the others (norms, biases) do not.
+    """Two parameter groups: matrices and embeddings decay, the others (norms, biases) do not.
 
     The field's habit since GPT-2 (nanoGPT's `configure_optimizers`); empty groups are left out. `without`: the ids
     of parameters that another optimizer has.
     """
-    uses = {id(p): use for p, use in used(model) if id(p) not in without}
+    uses = {id(p): use for p, use in parameter_uses(model) if id(p) not in without}
     parameters = [p for p in trainable(model) if id(p) in uses]
     groups: list[dict[str, object]] = [
         {"params": [p for p in parameters if uses[id(p)] != "other"], "weight_decay": weight_decay},
@@ -48,28 +48,28 @@ def decay_groups(
     return [group for group in groups if group["params"]]
 
 
-def used(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Parameter, str]]:
+def parameter_uses(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Parameter, str]]:
     """Every parameter, tied ones once, and what it is used as: `matrix`, `embedding`, `convolution` or `other`.
 
-    As trying the model has shown (`worker.observation.Tried`), so that a bias of each expert is none, however many
-    dimensions it has, nor the decay rates of a state space. Of a part that took no part in that, its class tells;
-    in a model that was not tried, own code for instance, whatever has two or more dimensions is a matrix.
+    A run of the model has shown it (`worker.observation.Tried`): experts' stacked biases and the decay rates of a
+    state space are no matrices, however many dimensions they have. A module that did not run in it is judged by its
+    class; in a model that was not run so, own code for instance, whatever has two or more dimensions is a matrix.
     """
     import torch
 
-    seen = getattr(getattr(model, "tried", None), "used_as", {})
-    owners = {id(p): part for part in model.modules() for p in part.parameters(recurse=False)}
+    observed = getattr(getattr(model, "tried", None), "used_as", {})
+    owners = {id(p): module for module in model.modules() for p in module.parameters(recurse=False)}
     find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
     head = find_head()
     for name, parameter in model.named_parameters():
         owner = owners[id(parameter)]
-        use = seen.get(name.replace(".base_layer", ""))
+        use = observed.get(name.replace(".base_layer", ""))
         if parameter.ndim < 2:
             use = "other"
         elif isinstance(owner, torch.nn.Embedding) or owner is head:
             use = "embedding"
         elif use is None:
-            is_weight = not seen or getattr(owner, "weight", None) is parameter
+            is_weight = not observed or getattr(owner, "weight", None) is parameter
             use = "other" if not is_weight else "matrix" if parameter.ndim == 2 else "convolution"
         yield parameter, use
 
@@ -93,21 +93,21 @@ class OptimizerChoice(Choice):
     """Share of all optimizer steps in which the learning rate rises to its peak; the job's warm-up if not given."""
 
     lr_range: ClassVar[tuple[float, float] | None] = None
-    """Peak learning rates between which tuning looks where the suite gives no range; None: it must give one."""
+    """The lowest and highest peak learning rate that tuning tries if the suite gives no range; None: it must."""
     lr_range_source: ClassVar[str] = ""
     """Where the range comes from."""
     library: ClassVar[str] = "torch.optim"
     """The module that has the class."""
     classes: ClassVar[tuple[str, ...]] = ()
-    """Of the optimizers that `build` makes, without their implementation; empty: not known here."""
+    """Class names of the optimizers that `build` makes, without their implementation; empty: not known here."""
     states: ClassVar[int | None] = None
     """State elements per parameter; None: it depends on the model's shapes."""
     schedule_shape: ClassVar[Literal["constant"] | None] = None
-    """Of the learning rate after the warm-up, where the optimizer wants one of its own; None: the job's."""
+    """The schedule that the optimizer needs after the warm-up, in place of the job's; None: the job's."""
 
     @model_serializer(mode="wrap")
-    def _without_what_is_the_jobs(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A warm-up that is not the optimizer's own is no setting of it."""
+    def _without_the_jobs_warmup(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The settings without `warmup_fraction` if it is not given: the warm-up is the job's then."""
         settings: dict[str, Any] = serialise(self)
         if self.warmup_fraction is None:
             settings.pop(OWN_WARMUP, None)
@@ -118,8 +118,8 @@ class OptimizerChoice(Choice):
         """Whether the learning rate's shape is another than the job's."""
         return self.schedule_shape is not None or self.warmup_fraction is not None
 
-    def excuses(self) -> frozenset[str]:
-        """A shape of the learning rate of its own too; the certificate holds it against the asked one."""
+    def allowed_differences(self) -> frozenset[str]:
+        """Also the learning rate's shape if it is the optimizer's own; the certificate checks that separately."""
         return self.may_change | (SCHEDULE if self.sets_schedule else frozenset())
 
     def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
@@ -132,20 +132,20 @@ class OptimizerChoice(Choice):
         kind: Any = getattr(import_module(self.library), self.classes[0])
         return [kind(decay_groups(model, self.weight_decay), lr=self.lr, **settings)]
 
-    def asks_for(self) -> dict[str, Any]:
-        """The classes, with the implementation where it can be chosen."""
+    def expected_identity(self) -> dict[str, Any]:
+        """The optimizers' classes, with the implementation where it can be chosen."""
         implementation = getattr(self, "implementation", None)
         suffix = f"({implementation})" if implementation else ""
         return {"optimizer": [name + suffix for name in self.classes]} if self.classes else {}
 
     def peak_rates(self) -> tuple[float, ...] | None:
-        """What the parameter groups get as peak learning rates; None: own code decides."""
+        """The parameter groups' peak learning rates; None: own code decides."""
         return (self.lr,)
 
     def state_bytes(self, element_bytes: int) -> float | None:
-        """Bytes of state per parameter, master weights not among them; scalars count as nothing.
+        """Bytes of state per parameter, without master weights and scalars; None: it depends on the model's shapes.
 
-        `element_bytes`: of one element of the tensors that are updated. None: it depends on the model's shapes.
+        `element_bytes`: bytes of one element of the tensors that are updated.
         """
         return None if self.states is None else self.states * element_bytes
 
@@ -171,7 +171,7 @@ class Sgd(OptimizerChoice):
     classes: ClassVar[tuple[str, ...]] = ("SGD",)
 
     def state_bytes(self, element_bytes: int) -> float | None:
-        """One momentum, where there is any."""
+        """Bytes of the momentum per parameter; 0 for plain SGD."""
         return element_bytes if self.momentum else 0
 
 
@@ -261,7 +261,7 @@ class Muon(OptimizerChoice):
     )
 
     def peak_rates(self) -> tuple[float, ...]:
-        """The matrices' and the rest's."""
+        """The matrices' peak learning rate and that of the other parameters."""
         return self.lr, self.adamw_lr or self.lr
 
     def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
@@ -280,12 +280,12 @@ class Muon(OptimizerChoice):
 
 def hidden_matrices(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     """Matrices, and stacks of them, that are neither an embedding nor the output head, tied or not."""
-    return [p for p, use in used(model) if p.requires_grad and use == "matrix" and p.ndim in (2, 3)]
+    return [p for p, use in parameter_uses(model) if p.requires_grad and use == "matrix" and p.ndim in (2, 3)]
 
 
 @cache
 def _muon() -> Any:
-    """Muon of torch, that takes a stack of matrices, one for each expert, as so many matrices."""
+    """The Muon of torch, changed to take a stack of matrices, one for each expert, as so many matrices."""
     import torch
     from torch.distributed.tensor import DTensor
 
@@ -295,12 +295,12 @@ def _muon() -> Any:
             self.param_groups[0]["params"] = parameters  # in the model's order
 
         def _init_group(self, group: Any, params: Any, grads: Any, momenta: Any) -> bool:
-            found: tuple[list[torch.Tensor], ...] = ([], [], [])
-            has_complex = super()._init_group(group, *found)
-            for into, tensors in zip((params, grads, momenta), found, strict=True):
+            stacked: tuple[list[torch.Tensor], ...] = ([], [], [])
+            has_complex = super()._init_group(group, *stacked)
+            for matrices, tensors in zip((params, grads, momenta), stacked, strict=True):
                 for tensor in tensors:  # FSDP2 shards a stack between its matrices: a rank has whole ones
                     local = tensor.to_local() if isinstance(tensor, DTensor) and tensor.ndim == 3 else tensor
-                    into += local.unbind() if local.ndim == 3 else [local]
+                    matrices += local.unbind() if local.ndim == 3 else [local]
             return has_complex
 
     return Muon
@@ -326,7 +326,7 @@ class BitsAndBytesChoice(OptimizerChoice):
     lr_range_source: ClassVar[str] = f"that of the 32-bit optimizer, whose steps it takes ({BLOCKWISE})"
 
     def state_bytes(self, element_bytes: int) -> float | None:
-        """A byte an element and an fp32 scale for each block, or fp32 whatever dtype is updated."""
+        """8-bit state: one byte an element and an fp32 scale a block; else fp32, whatever dtype is updated."""
         assert self.states is not None
         return self.states * (1 + 4 / BLOCK if self.eight_bit else 4)
 
@@ -357,7 +357,7 @@ class PagedAdamW8bit(AdamW8bit):
     name: Literal["paged_adamw_8bit"] = "paged_adamw_8bit"  # type: ignore[assignment]
 
     def caveat(self, device: str) -> str | None:
-        """Paging is between GPU and host memory."""
+        """On a CPU: nothing is paged, since paging is between GPU and host memory."""
         return "nothing is paged on a CPU: its figures are adamw_8bit's" if device == "cpu" else None
 
 
@@ -453,7 +453,7 @@ class ScheduleFreeAdamW(OptimizerChoice):
     """Decay of matrices and embeddings, of the point at which gradients are taken."""
 
     def caveat(self, device: str) -> str | None:
-        """Its schedule is another one, and its training losses are of other weights than its evaluations."""
+        """Its schedule is not the job's, and its training losses are of other weights than its evaluations."""
         return (
             "schedule_free_adamw keeps its learning rate after the warm-up, where others follow the job's "
             "lr_schedule; evaluations are of its averaged weights, losses in training of those that it trains at"
@@ -475,29 +475,29 @@ class OwnOptimizer(OptimizerChoice):
 
     @property
     def call(self) -> OwnCall:
-        """As `build` does."""
+        """How `build` calls it."""
         return OwnCall("optimizer", self.name, ("parameter_groups",), ("lr", *self.settings))
 
     def peak_rates(self) -> None:
-        """It may scale `lr` as it likes."""
+        """Not known: own code may scale `lr` as it likes."""
 
     def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
         """The class's instance, or what the function returns. Raises OwnCodeError, TypeError."""
         import torch
 
         groups = decay_groups(model, self.weight_decay)
-        made = load(self.name, "optimizer")(groups, lr=self.lr, **self.settings)
-        optimizers = list(made) if isinstance(made, list | tuple) else [made]
+        returned = load(self.name, "optimizer")(groups, lr=self.lr, **self.settings)
+        optimizers = list(returned) if isinstance(returned, list | tuple) else [returned]
         for optimizer in optimizers:
             if not isinstance(optimizer, torch.optim.Optimizer):
                 kind = type(optimizer).__name__
                 raise TypeError(f"optimizer {self.name}: expected a torch.optim.Optimizer, it made a {kind}")
         expected = [id(p) for p in trainable(model)]
-        given = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
-        if sorted(given) != sorted(expected):
+        actual = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+        if sorted(actual) != sorted(expected):
             raise TypeError(
                 f"optimizer {self.name}: every parameter must be stepped once; of {len(expected)} it has "
-                f"{len(set(given) & set(expected))}, {len(given)} entries in all"
+                f"{len(set(actual) & set(expected))}, {len(actual)} entries in all"
             )
         return optimizers
 

@@ -75,7 +75,7 @@ def _calls(suite: Suite, option: Option) -> Iterator[OwnCall]:
     job = suite.job_of(option)
     if isinstance(job.model, OwnModel):
         yield job.model.call
-    yield from (call for choice in option.choices.each().values() if (call := choice.call) is not None)
+    yield from (call for choice in option.choices.by_dimension().values() if (call := choice.call) is not None)
     for name in job.eval.scores if isinstance(job.eval, Eval) else []:
         if is_own(name):
             yield OwnCall("eval.scores", name, OWN_SCORE_GETS)

@@ -887,5 +887,5 @@ def preload(preparation: Preparation, python: str | None) -> list[str]:
             vocab_size = preparation.prepared[option.name].vocab_size
             family = job.model.transformers_config(vocab_size, job.seq_len)["model_type"]
         modules += [f"transformers.models.{family}.modeling_{family}"] if family else []
-        modules += [name for choice in choices.each().values() for name in choice.preload]
+        modules += [name for choice in choices.by_dimension().values() for name in choice.preload]
     return list(dict.fromkeys(modules))

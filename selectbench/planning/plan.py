@@ -61,7 +61,7 @@ def suite_warnings(suite: Suite, passes: float | None, cores: float | None = Non
     elif passes is not None and passes > 1:
         warnings.append(f"the corpus is repeated: {passes:.2f} epochs")
     for option in suite.options:
-        caveats = [choice.caveat(suite.device) for choice in option.choices.each().values()]
+        caveats = [choice.caveat(suite.device) for choice in option.choices.by_dimension().values()]
         warnings += [f"{option.name}: {caveat}" for caveat in caveats if caveat]
     for option in suite.options:
         ranks = option.choices.world_size
@@ -333,7 +333,7 @@ def _missing_packages(job: CommandJob, choices: CommandChoices, machine: Machine
         return None
     python = interpreter(job, choices, os.environ.get("PATH", os.defpath)) if machine.packages is None else None
     needs = Needs(packages=tuple(choices.needs), install=shlex.join(["pip", "install", *choices.needs]))
-    return needs.missing(machine_for(machine, python))
+    return needs.unmet(machine_for(machine, python))
 
 
 def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepared | None) -> PlannedOption:

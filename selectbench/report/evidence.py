@@ -298,7 +298,7 @@ def _measuring(suite: Suite, done: Sequence[Record]) -> Iterator[str]:
     completed = {record.trial.option for record in done} if suite.device == "cuda" else ()
     waiting: dict[str, dict[str, None]] = {}
     for option in (option for option in suite.options if option.name in completed):
-        for dimension, choice in option.choices.each().items():
+        for dimension, choice in option.choices.by_dimension().items():
             if choice.waits:
                 waiting.setdefault(choice.waits, {})[f"{dimension} {choice.name}"] = None  # type: ignore[attr-defined]
     if told := "; ".join(f"{', '.join(names)} {often}" for often, names in waiting.items()):

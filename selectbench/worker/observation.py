@@ -26,7 +26,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from selectbench.choices import Choices
-from selectbench.choices.choice import LEFT_OUT, import_roots, is_own
+from selectbench.choices.choice import IGNORED_FOLDERS, import_roots, is_own
 from selectbench.choices.model import OwnModel
 from selectbench.record.wire import Order
 from selectbench.suite.job import Job
@@ -40,7 +40,7 @@ _KEPT_CLOCK = time.monotonic
 
 def own_parts(job: Job, choices: Choices) -> list[str]:
     """Which parts of a trial are own code: `model` or the name of a dimension."""
-    found = [name for name, choice in choices.each().items() if is_own(getattr(choice, "name", None))]
+    found = [name for name, choice in choices.by_dimension().items() if is_own(getattr(choice, "name", None))]
     return ["model", *found] if isinstance(job.model, OwnModel) else found
 
 
@@ -457,7 +457,7 @@ def own_files(folders: Sequence[str]) -> dict[str, str] | None:
         file = Path(getattr(module, "__file__", None) or "")
         root = next((Path(r) for r in import_roots(folders) if file.is_relative_to(r)), None)
         name = file.relative_to(root) if root and file.is_file() else None
-        if name and not any(part in LEFT_OUT or part.startswith(".") for part in name.parts):
+        if name and not any(part in IGNORED_FOLDERS or part.startswith(".") for part in name.parts):
             found[name.as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
     return found
 

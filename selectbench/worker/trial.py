@@ -22,7 +22,7 @@ from selectbench.choices.choice import add_to_path, load
 from selectbench.choices.combinations import Situation, combination_reason
 from selectbench.choices.execution import OwnFramework
 from selectbench.choices.model import Lora, OfAnyFamily, OwnModel
-from selectbench.choices.optimizer import used
+from selectbench.choices.optimizer import parameter_uses
 from selectbench.data.prepared import Prepared
 from selectbench.errors import disk_problem
 from selectbench.record.record import FailureKind
@@ -142,7 +142,7 @@ def _adapt(setting: Setting) -> None:
                     said = f"{type(setting.module).__name__} can't be called with PEFT's layers: {error}"
                     raise NotImplementedError(said) from error
     sizes: Counter[str] = Counter()
-    for parameter, use in used(setting.module):
+    for parameter, use in parameter_uses(setting.module):
         sizes[use] += parameter.numel() if parameter.requires_grad else 0
     setting.parameters_by_use = dict(sorted((+sizes).items()))
     setting.trainable_parameters = sum(p.numel() for p in setting.module.parameters() if p.requires_grad)
@@ -151,8 +151,8 @@ def _adapt(setting: Setting) -> None:
 def _left(module: Any, adaptation: Lora) -> int:
     """Elements of the matrices between embedding and head that the adaptation does not reach."""
     named = {id(parameter): name for name, parameter in module.named_parameters()}
-    matrices = {named[id(p)]: p for p, use in used(module) if use == "matrix" and ".lora_" not in named[id(p)]}
-    return sum(p.numel() for name, p in matrices.items() if not adaptation.reaches(name, p))
+    matrices = [(named[id(p)], p) for p, use in parameter_uses(module) if use == "matrix"]
+    return sum(p.numel() for name, p in matrices if ".lora_" not in name and not adaptation.reaches(name, p))
 
 
 def _first(batches: Batches) -> Batch:

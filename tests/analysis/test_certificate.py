@@ -452,8 +452,8 @@ def test_choices_declare_and_ask_for_fields_that_exist() -> None:
         "fp32", ("zero", {"strategy": {"name": "zero", "stage": 1}, "optimizer": {"name": "muon", "lr": 1.0}})
     )
     for option in suite.options:
-        for choice in option.choices.each().values():
-            assert choice.asks_for().keys() <= set(FIELDS)
+        for choice in option.choices.by_dimension().values():
+            assert choice.expected_identity().keys() <= set(FIELDS)
     assert all(choice.may_change <= set(FIELDS) for classes in REGISTRY.values() for choice in classes)
 
 
