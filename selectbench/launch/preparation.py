@@ -85,19 +85,19 @@ class Request:
     gpus: str | None = None
     """Numbers, UUIDs or beginnings of UUIDs, by commas; None: the idle ones."""
     wait: bool = False
-    """For GPUs, or the CPU, to become free."""
+    """Whether to wait until GPUs, or the CPU, are free."""
     budget_seconds: float | None = None
-    """For all trials; rounds that do not fit into it are left out."""
+    """Time for all trials in seconds; rounds that do not fit into it are left out. None: no limit."""
     results: Path = Path("results")
-    """Where earlier runs are, which tell how long trials take."""
+    """Folder of earlier runs, from which the duration of trials is estimated."""
     site: str | None = None
-    """The site's file."""
+    """Path of the site's file."""
     lanes: str | None = None
-    """`auto` or a number, in place of the site's."""
+    """`auto` or a number, in place of the site file's."""
     interference_check: bool = True
-    """Whether it is to be shown that lanes do not disturb each other."""
+    """Whether a stage tests that lanes do not slow each other down."""
     extend: str | None = None
-    """A complete run that gets the seeds as further rounds, as `find_run` takes it; None: a run of its own."""
+    """A complete run to extend by the seeds, named as `find_run` accepts it; None: start a new run."""
     nodes: int = 1
     """Machines that trials run on together, this one among them."""
 
@@ -111,18 +111,18 @@ class Planned:
 
     machine: Machine
     prepared: Mapping[str, Prepared] | None
-    """By option, as tokenizers may differ; None: the data could not be prepared."""
+    """The data by option, as tokenizers may differ; None: they could not be prepared."""
     plan: Plan
     checks_interference: bool = field(default=True, kw_only=True)
-    """Whether it is to be shown that lanes do not disturb each other, where there are several."""
+    """Whether a stage tests that lanes, where there are several, do not slow each other down."""
 
     @property
     def suite(self) -> Suite:
-        """The planned one."""
+        """The suite that is planned."""
         return self.plan.suite
 
-    def of(self, suite: Suite) -> Self:
-        """What another suite comes to here: a stage's, of candidates, or one with fewer rounds."""
+    def with_suite(self, suite: Suite) -> Self:
+        """The plan of another suite here: a stage's, or one with fewer rounds."""
         prepared = self.prepared and {o.name: self.prepared[o.tunes or o.name] for o in suite.options}
         plan = make_plan(suite, self.machine, prepared, code_sha256(), self.plan.command_facts)
         return replace(self, prepared=prepared, plan=plan)
@@ -133,22 +133,22 @@ AnyPlanned = TypeVar("AnyPlanned", bound=Planned)
 
 @dataclass(frozen=True)
 class Preparation(Planned):
-    """What a run starts from."""
+    """Everything that a run needs before its first trial."""
 
     prepared: Mapping[str, Prepared]
     environment: dict[str, Any]
     extended: Extended | None
-    """The run that gets more seeds; None: a run of its own."""
+    """The complete run that gets more seeds; None: this is a new run."""
     claim: Claim
-    """The GPUs, or the cores, that trials run on, to be released at the end."""
+    """The GPUs, or the cores, that trials run on; the caller releases them at the end."""
     round: int | None = field(default=None, kw_only=True)
-    """The one that this process runs; None: all."""
+    """The round that this process runs; None: all."""
 
 
 def resolve(request: Request) -> tuple[Suite, Machine]:
-    """The suite for this machine's device, and the machine with all GPUs that it may take.
+    """The suite for this machine's device, and the machine with all GPUs that the run may take.
 
-    Raises UserError with everything that is wrong with the suite, or with what names GPUs.
+    Raises UserError with everything that is wrong with the suite or with the names of GPUs.
     """
     site = read_site(request.site, request.lanes)
     if site.launcher == "slurm" and request.nodes > 1:
@@ -159,7 +159,7 @@ def resolve(request: Request) -> tuple[Suite, Machine]:
         axes=request.axes, seeds=request.seeds, quick=request.quick,
     )  # fmt: skip
     suite = site.over(suite)
-    suite = _judged_after(suite, [])  # of the run that wrote the file
+    suite = _with_looks(suite, [])  # the file has the looks of the run that wrote it
     if suite.command is not None and request.nodes > 1 and (problem := nodes_problem(suite.command)) is not None:
         raise UserError(problem)
     machine = site.of_nodes(replace(inspect_machine(suite.device), nodes=request.nodes))
@@ -171,13 +171,13 @@ def resolve(request: Request) -> tuple[Suite, Machine]:
 
 
 def prepare_all(request: Request, notify: Notify) -> Preparation:
-    """Settle everything and take the GPUs; nothing is launched.
+    """Decide suite, data, plan and environment, and take the GPUs; nothing is launched.
 
-    Raises UserError, with no GPU taken, also where not one round fits the budget.
+    Raises UserError, with no GPU taken, among others where not even one round fits the budget.
     """
     if (reason := wrong_system_reason()) is not None:
         raise UserError(reason)
-    for folder in (request.results.resolve(), cache_root()):  # which trials are told of
+    for folder in (request.results.resolve(), cache_root()):  # whose names are sent to trials
         if unwritable(str(folder)) is not None:
             raise UserError(f"{visible(folder, 300)}: the name of this folder is no printable UTF-8")
     suite, machine = resolve(request)
@@ -198,7 +198,7 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
         notify(line)
     with ExitStack() as undo:
         claim = Claim()
-        if suite.device == "cpu":  # before the data: to prepare them takes all cores, too
+        if suite.device == "cpu":  # before the data are prepared, which takes all cores, too
             claim = undo.enter_context(claim_cores(wait=request.wait, notify=notify))
         prepared: dict[str, Prepared] = {}
         with data_problems_placed(request, suite):
@@ -207,10 +207,10 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
                 prepared = prepare_data(suite, notify)
                 for model in unfetched(suite):
                     fetched("model.pretrained", model.pretrained, model.revision, ["config.json"])
-        asked = read_site(request.site, request.lanes).lanes
-        if request.nodes > 1 and asked != 1:
+        requested_lanes = read_site(request.site, request.lanes).lanes
+        if request.nodes > 1 and requested_lanes != 1:
             raise UserError("lanes: over several nodes, a trial has all that it needs of each: leave them out")
-        lanes, need = lanes_of(asked, with_machine_choices(suite, machine, prepared), machine)
+        lanes, need = lanes_of(requested_lanes, with_machine_choices(suite, machine, prepared), machine)
         if suite.device == "cuda":
             claim = undo.enter_context(claim_gpus(request.gpus, need, wait=request.wait, notify=notify))
             machine = machine.on(claim.gpus)
@@ -245,7 +245,7 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
         )
         if request.budget_seconds is not None:
             history = past_trials(request.results / suite.name, machine)
-            preparation, notes = within(request.budget_seconds, preparation, history)
+            preparation, notes = cut_to_budget(request.budget_seconds, preparation, history)
             for line in notes:
                 notify(line)
         undo.pop_all()
@@ -254,7 +254,7 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
 
 @contextmanager
 def data_problems_placed(request: Request, suite: Suite) -> Iterator[None]:
-    """Says where the suite has what is wrong with its data, and what works without the hub."""
+    """Adds to UserErrors about data where the suite has the setting, and what works without the hub."""
     try:
         yield
     except (MissingPackageError, NotDownloadedError):
@@ -269,43 +269,43 @@ def data_problems_placed(request: Request, suite: Suite) -> Iterator[None]:
 
 
 def prepare_data(suite: Suite, notify: Notify, *, downloads: bool = True) -> dict[str, Prepared]:
-    """Each option's data. Raises UserError where they can't be had, or are too few.
+    """Each option's data, by its name. Raises UserError where they are unavailable or too few.
 
     `downloads` False: raises NotDownloadedError for rows that would be read as they are downloaded.
     """
-    made: dict[AnyTokenizer | None, Prepared] = {}
+    by_tokenizer: dict[AnyTokenizer | None, Prepared] = {}
     for option in suite.options:
         job = suite.job_of(option)
-        if job.tokenizer not in made:
-            made[job.tokenizer] = prepare(
+        if job.tokenizer not in by_tokenizer:
+            by_tokenizer[job.tokenizer] = prepare(
                 job.data, job.tokenizer, cleaning=job.cleaning, specials=job.specials, code=suite.code,
                 notify=notify, downloads=downloads,
             )  # fmt: skip
-        check_enough(made[job.tokenizer], job)
-    return {option.name: made[suite.job_of(option).tokenizer] for option in suite.options}
+        check_enough(by_tokenizer[job.tokenizer], job)
+    return {option.name: by_tokenizer[suite.job_of(option).tokenizer] for option in suite.options}
 
 
 def device_problem(request: Request, suite: Suite) -> str | None:
     """Why the suite would not run on the device that the user expects, or None.
 
-    A machine with a GPU runs on it unless the CPU is asked for by name.
+    A machine with a GPU runs on it unless `--profile cpu` is given.
     """
     return wrong_device_reason("cpu" if request.profile == "cpu" else "cuda" if suite.device == "cuda" else None)
 
 
 def data_facts(suite: Suite, prepared: Mapping[str, Prepared], plan: Plan) -> dict[str, Any]:
-    """What environment.json says of the data: counts and content key, no path; the baseline's, and what differs."""
-    own = prepared[suite.baseline]
-    commits = {one.dataset: dataset_commit(one) for one in streamed(suite.built.data)}
-    others = {name: one.facts() for name, one in prepared.items() if one.key != own.key}
+    """The data in environment.json: the baseline's counts and content key, options that differ, and no path."""
+    baseline = prepared[suite.baseline]
+    commits = {dataset.dataset: dataset_commit(dataset) for dataset in streamed(suite.built.data)}
+    others = {name: data.facts() for name, data in prepared.items() if data.key != baseline.key}
     more = {"commits": commits, "by_option": others, "unused_rows": plan.unused_rows}
-    return {**own.facts(), "epochs": plan.epochs, **{key: value for key, value in more.items() if value}}
+    return {**baseline.facts(), "epochs": plan.epochs, **{key: value for key, value in more.items() if value}}
 
 
 def check_cuda(plan: Plan, gpus: Sequence[Gpu]) -> None:
     """Ask torch, in a process of its own for each interpreter, whether it can use these GPUs, in this order.
 
-    It is asked where trials run: CUDA_VISIBLE_DEVICES names the GPUs. Raises UserError.
+    The question is put as trials run: CUDA_VISIBLE_DEVICES names the GPUs. Raises UserError.
     """
     if plan.suite.device != "cuda":
         return
@@ -322,41 +322,41 @@ def check_torch_shows(gpus: Sequence[Gpu], python: str | None) -> None:
             env=server_environment(python, "cuda", gpus), timeout=PROBE_SECONDS, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        within = units.duration(PROBE_SECONDS)
-        raise UserError(f"{torch} does not name its GPUs within {within}: does nvidia-smi answer?") from None
-    shown = read_probe(probe.stdout) if probe.returncode == 0 else None
-    if not shown:
-        said = "\n".join(probe.stderr.strip().splitlines()[-3:])
+        limit = units.duration(PROBE_SECONDS)
+        raise UserError(f"{torch} does not name its GPUs within {limit}: does nvidia-smi answer?") from None
+    torch_gpus = read_probe(probe.stdout) if probe.returncode == 0 else None
+    if not torch_gpus:
+        stderr_tail = "\n".join(probe.stderr.strip().splitlines()[-3:])
         raise UserError(
             f"this job runs on CUDA, but {torch} cannot use the GPU"
-            + (f": {said}" if said else "")
+            + (f": {stderr_tail}" if stderr_tail else "")
             + " (`selectbench doctor` says what is missing; --profile cpu runs on the CPU instead)"
         )
-    if (difference := first_difference(shown, gpus)) is not None:
+    if (difference := first_difference(torch_gpus, gpus)) is not None:
         raise UserError(f"{torch} does not run on the GPUs that were taken: {difference}")
 
 
-# A complete run gets more seeds: rounds that go on where its own ended, and a further judgement.
+# A complete run gets more seeds: further rounds after its last one, and a further judgement.
 
 
 @dataclass(frozen=True)
 class Extended:
-    """A run that gets more seeds."""
+    """A complete run that gets more seeds."""
 
     folder: Path
     suite: Suite
-    """As its file had it before."""
+    """The run's suite as its file had it before."""
 
     @property
-    def at_first(self) -> int:
-        """Its seeds before it was ever extended."""
+    def original_seeds(self) -> int:
+        """Number of seeds that the run had before it was ever extended."""
         return self.suite.looks[0] if self.suite.looks else len(self.suite.seeds)
 
 
 def with_more_seeds(suite: Suite, folder: Path) -> tuple[Suite, Extended]:
-    """The suite with the run's seeds before its own, judged once more, and the run.
+    """The suite with the run's seeds before its own and one judgement more, and the run to extend.
 
-    A run whose extension was interrupted gets no further ones: its own are resumed. Raises UserError.
+    A run whose extension was interrupted gets no further seeds: the extension is resumed. Raises UserError.
     """
     folder = folder if folder.name.strip(".") else folder.resolve()  # its name tells the order of trials
     run = load_suite(str(folder / SUITE), device="cpu", require_files=False)
@@ -374,28 +374,28 @@ def with_more_seeds(suite: Suite, folder: Path) -> tuple[Suite, Extended]:
     seeds = [*run.seeds, *new]
     looks = [*(run.looks or [len(run.seeds)]), len(seeds)] if new else run.looks
     more = suite.model_copy(update={"seeds": seeds, "resolved": {**suite.resolved, "seeds": seeds}})
-    return _judged_after(more, looks), Extended(folder, run)
+    return _with_looks(more, looks), Extended(folder, run)
 
 
-def extended_by(own: Preparation, folder: Path, seeds: int) -> Preparation:
-    """What adds so many seeds to a complete run of the same. Raises UserError."""
+def extended_preparation(preparation: Preparation, folder: Path, seeds: int) -> Preparation:
+    """The preparation that adds `seeds` unused seeds to a complete run of the same suite. Raises UserError."""
     run = load_suite(str(folder / SUITE), device="cpu", require_files=False)
-    asked = own.suite.model_copy(update={"seeds": run.unused_seeds(seeds)})
-    suite, extended = with_more_seeds(asked, folder)
-    return replace(own.of(suite), extended=extended)
+    requested = preparation.suite.model_copy(update={"seeds": run.unused_seeds(seeds)})
+    suite, extended = with_more_seeds(requested, folder)
+    return replace(preparation.with_suite(suite), extended=extended)
 
 
-def _judged_after(suite: Suite, looks: Sequence[int]) -> Suite:
-    """The suite of a run that was judged after so many seeds each time."""
+def _with_looks(suite: Suite, looks: Sequence[int]) -> Suite:
+    """The suite with these numbers of seeds after which the run is judged; empty: only at the end."""
     resolved = {key: value for key, value in suite.resolved.items() if key != "looks"}
     resolved |= {"looks": list(looks)} if looks else {}
     return suite.model_copy(update={"looks": list(looks), "resolved": resolved})
 
 
-def as_begun(suite: Suite, extended: Extended) -> Suite:
-    """The suite as it would have begun the run, from which its fingerprint was taken."""
-    seeds = extended.suite.seeds[: extended.at_first]
-    return _judged_after(
+def original_suite(suite: Suite, extended: Extended) -> Suite:
+    """The suite with the seeds of the original run, from which its fingerprint was taken."""
+    seeds = extended.suite.seeds[: extended.original_seeds]
+    return _with_looks(
         suite.model_copy(update={"seeds": seeds, "resolved": {**suite.resolved, "seeds": seeds}}), []
     )
 
@@ -414,63 +414,63 @@ INTERFERES: RunPhase = "interference"
 """The phase of trials that show whether lanes disturb each other."""
 
 
-def stages(own: AnyPlanned, records: Sequence[Record]) -> list[tuple[str, AnyPlanned]]:
-    """Every stage as far as the records tell it, with its title; `own`: the suite as its file declares it."""
-    suite, before_contest = own.suite, []
+def stages(planned: AnyPlanned, records: Sequence[Record]) -> list[tuple[str, AnyPlanned]]:
+    """Title and plan of each stage that the records decide so far. `planned`: the suite as its file declares it."""
+    suite, earlier = planned.suite, []
     if suite.best_of is not None:
-        ranks = {planned.option.name: planned.world_size for planned in own.plan.options}
-        sizes = _supported(own.plan, speed_candidates(suite, ranks, speed_attempts(suite, records)))
+        ranks = {p.option.name: p.world_size for p in planned.plan.options}
+        sizes = _supported(planned.plan, speed_candidates(suite, ranks, speed_attempts(suite, records)))
         if sizes:
-            before_contest.append(("micro-batch size", own.of(speed_suite(suite, sizes))))
+            earlier.append(("micro-batch size", planned.with_suite(speed_suite(suite, sizes))))
     sized = with_fastest_sizes(suite, records)
-    able = [planned.option.name for planned in own.plan.options if not planned.unsupported]
-    if asked := screening_trials(sized, records, able):
-        before_contest.append((SCREENING, _screening(own.of(screening_suite(sized)), asked)))
+    supported = [p.option.name for p in planned.plan.options if not p.unsupported]
+    if screening := screening_trials(sized, records, supported):
+        earlier.append((SCREENING, _screening_stage(planned.with_suite(screening_suite(sized)), screening)))
     out = screened_out(sized, records)
     if suite.tune is not None:
-        values = _supported(own.plan, tuning_candidates(without(sized, out), tuning_attempts(sized, records)))
+        values = _supported(planned.plan, tuning_candidates(without(sized, out), tuning_attempts(sized, records)))
         if values:
-            before_contest.append(("tuning", own.of(tuning_suite(sized, values))))
-    settled = without(with_best_settings(suite, records), out)
+            earlier.append(("tuning", planned.with_suite(tuning_suite(sized, values))))
+    final = without(with_best_settings(suite, records), out)
     has_begun = any(record.phase == "contest" and record.neighbours for record in records)
-    is_able = len(suite.seeds) > 1 and not own.plan.planned(suite.baseline).unsupported
-    if own.machine.lanes > 1 and own.checks_interference and is_able and not has_begun:
-        before_contest.append(("interference check", _beside(own.of(interference_suite(settled)))))
-    if suite.command is not None and not suite.quick and not own.plan.planned(suite.baseline).unsupported:
-        short = own.of(repeat_suite(settled))
-        trials = [replace(planned, phase="repeat") for planned in short.plan.trials]
-        before_contest.append(("does the job repeat", replace(short, plan=replace(short.plan, trials=trials))))
-    return [*before_contest, (CONTEST, own if settled is suite else own.of(settled))]
+    can_check = len(suite.seeds) > 1 and not planned.plan.planned(suite.baseline).unsupported
+    if planned.machine.lanes > 1 and planned.checks_interference and can_check and not has_begun:
+        earlier.append(("interference check", _with_neighbours(planned.with_suite(interference_suite(final)))))
+    if suite.command is not None and not suite.quick and not planned.plan.planned(suite.baseline).unsupported:
+        short = planned.with_suite(repeat_suite(final))
+        trials = [replace(trial, phase="repeat") for trial in short.plan.trials]
+        earlier.append(("does the job repeat", replace(short, plan=replace(short.plan, trials=trials))))
+    return [*earlier, (CONTEST, planned if final is suite else planned.with_suite(final))]
 
 
-def _beside(every: AnyPlanned) -> AnyPlanned:
-    """The baseline alone and beside neighbours, in every other pair the other way round.
+def _with_neighbours(stage: AnyPlanned) -> AnyPlanned:
+    """The baseline in pairs of trials, alone and with neighbours on the other lanes, in alternating order.
 
     Neighbours train the suite's options, in each pair another one first.
     """
-    plan, baseline = every.plan, every.suite.baseline
-    able = [planned.option.name for planned in plan.options if not planned.unsupported]
-    by_name = {(planned.trial.option, planned.trial.seed): planned.trial for planned in plan.trials}
+    plan, baseline = stage.plan, stage.suite.baseline
+    names = [p.option.name for p in plan.options if not p.unsupported]
+    by_name = {(p.trial.option, p.trial.seed): p.trial for p in plan.trials}
     trials: list[PlannedTrial] = []
-    for pair in range(len(every.suite.seeds) // 2):
-        alone, beside = every.suite.seeds[2 * pair : 2 * pair + 2]
-        others = [by_name[able[(pair + place) % len(able)], beside] for place in range(len(able))]
-        both = [(alone, []), (beside, others)]
-        for place, (seed, neighbours) in enumerate(reversed(both) if pair % 2 else both):
-            own = by_name[baseline, seed]
-            trials.append(PlannedTrial(own, 2 * pair + place, INTERFERES, neighbours))
-    return replace(every, plan=replace(plan, trials=trials))
+    for pair in range(len(stage.suite.seeds) // 2):
+        alone_seed, neighbours_seed = stage.suite.seeds[2 * pair : 2 * pair + 2]
+        others = [by_name[names[(pair + place) % len(names)], neighbours_seed] for place in range(len(names))]
+        order = [(alone_seed, []), (neighbours_seed, others)]
+        for place, (seed, neighbours) in enumerate(reversed(order) if pair % 2 else order):
+            trial = by_name[baseline, seed]
+            trials.append(PlannedTrial(trial, 2 * pair + place, INTERFERES, neighbours))
+    return replace(stage, plan=replace(plan, trials=trials))
 
 
-def _screening(every: AnyPlanned, asked: Sequence[tuple[str, int, int]]) -> AnyPlanned:
-    """`asked`: option, seed and round of the trials to run, of every one that the stage's plan has."""
-    by_name = {(planned.trial.option, planned.trial.seed): planned.trial for planned in every.plan.trials}
-    trials = [PlannedTrial(by_name[name, seed], number, "screen") for name, seed, number in asked]
-    return replace(every, plan=replace(every.plan, trials=trials))
+def _screening_stage(stage: AnyPlanned, to_run: Sequence[tuple[str, int, int]]) -> AnyPlanned:
+    """The stage with only the trials to run, given by option, seed and round."""
+    by_name = {(p.trial.option, p.trial.seed): p.trial for p in stage.plan.trials}
+    trials = [PlannedTrial(by_name[name, seed], number, "screen") for name, seed, number in to_run]
+    return replace(stage, plan=replace(stage.plan, trials=trials))
 
 
 def _supported(plan: Plan, candidates: Mapping[str, Sequence[Values]]) -> dict[str, Sequence[Values]]:
-    """Without options that this machine can't run, which the contest tells of, and those with nothing to try."""
+    """Candidates without options that this machine can't run, which the contest reports, or that have none."""
     return {name: values for name, values in candidates.items() if values and not plan.planned(name).unsupported}
 
 
@@ -484,37 +484,37 @@ def budget_of(text: str) -> float:
     return seconds
 
 
-def within(seconds: float, own: AnyPlanned, history: History) -> tuple[AnyPlanned, list[str]]:
-    """The suite with as many rounds as fit, and notes on them. Raises UserError where not one fits."""
-    costs = stage_costs([(title, stage.plan) for title, stage in stages(own, [])], own.machine, history)
+def cut_to_budget(seconds: float, planned: AnyPlanned, history: History) -> tuple[AnyPlanned, list[str]]:
+    """The plan with as many rounds as fit into the time, and notes on them. Raises UserError where none fits."""
+    costs = stage_costs([(title, stage.plan) for title, stage in stages(planned, [])], planned.machine, history)
     known = [cost.seconds for cost in costs if cost.seconds is not None]
-    planned = len(own.suite.seeds)
+    suite, declared = planned.suite, len(planned.suite.seeds)
     if len(known) < len(costs):
-        return own, ["--budget: how long trials take is not known here; run once with --quick, then ask again"]
+        return planned, ["--budget: how long trials take is not known here; run once with --quick, then ask again"]
     *_, contest = costs
-    each = (known[-1] - contest.start_seconds) / planned
-    before = math.fsum([*known[:-1], contest.start_seconds])
-    rounds = min(planned, math.floor((seconds - before) / each)) if each else planned
+    per_round = (known[-1] - contest.start_seconds) / declared
+    earlier_seconds = math.fsum([*known[:-1], contest.start_seconds])
+    rounds = min(declared, math.floor((seconds - earlier_seconds) / per_round)) if per_round else declared
     if rounds < 1:
         raise UserError(
-            f"--budget: {units.duration(seconds)} is too short: one round takes about {units.duration(each)}"
-            + (f" and what comes before {units.duration(before)}" if before else "")
+            f"--budget: {units.duration(seconds)} is too short: one round takes about {units.duration(per_round)}"
+            + (f" and what comes before {units.duration(earlier_seconds)}" if earlier_seconds else "")
             + "; a schedule is never cut: lower job.max_steps, or leave options out"
         )
-    seeds = own.suite.seeds[:rounds]
-    suite = own.suite.model_copy(update={"seeds": seeds, "resolved": {**own.suite.resolved, "seeds": seeds}})
-    expected = units.duration(before + rounds * each)
-    head = f"--budget {units.duration(seconds)}: {rounds} of {planned} rounds, about {expected} in all"
-    return own.of(suite), [head, _power_of(own, rounds)]
+    seeds = suite.seeds[:rounds]
+    suite = suite.model_copy(update={"seeds": seeds, "resolved": {**suite.resolved, "seeds": seeds}})
+    expected = units.duration(earlier_seconds + rounds * per_round)
+    head = f"--budget {units.duration(seconds)}: {rounds} of {declared} rounds, about {expected} in all"
+    return planned.with_suite(suite), [head, _power_of(planned, rounds)]
 
 
-def _power_of(own: Planned, rounds: int) -> str:
-    """Which differences so many rounds can tell, and which not."""
+def _power_of(planned: Planned, rounds: int) -> str:
+    """A sentence on which differences this number of rounds can show."""
     if rounds < 2:
         return "one round gives no verdict: without a measure of spread, figures are only shown"
-    able = sum(planned.unsupported is None for planned in own.plan.options)
-    tests = max(1, (able - 1) + able * len(own.suite.decide.constraints))
-    least = detectable(rounds, able, tests)
+    supported = sum(p.unsupported is None for p in planned.plan.options)
+    tests = max(1, (supported - 1) + supported * len(planned.suite.decide.constraints))
+    least = detectable(rounds, supported, tests)
     return (
         f"{rounds} rounds can show differences of about {least:.1%} or more (with a chance of 80 %, if a trial's "
         f"figures vary by {DEFAULT_SPREAD:.0%}, as speed does on an idle machine); smaller ones, and constraints "
@@ -527,22 +527,22 @@ def _power_of(own: Planned, rounds: int) -> str:
 
 @dataclass(frozen=True)
 class Outlook:
-    """A plan, what it would cost, and what could not be found out."""
+    """A plan, what it would cost, and notes on what is missing or unknown here."""
 
     plan: Plan
-    """Of the contest, with what the suite gives the options before anything is searched."""
+    """The contest's plan with the settings of the suite, before any search."""
     estimate: Estimate | None
     costs: list[StageCost]
-    """Of every stage in order, the contest the last."""
+    """Costs of the stages in order; the contest is the last."""
     notes: list[str]
     slurm: list[str] = field(default_factory=list)
-    """What the run is for Slurm, and what does not fit its limits; empty: it runs on this machine."""
+    """Lines on the Slurm job and which limits it exceeds; empty: the run is on this machine."""
     script: str = ""
-    """What Slurm would be given."""
+    """The job script that Slurm would get."""
 
 
 def preview(request: Request, notify: Notify) -> Outlook:
-    """Raises UserError for a wrong suite or data; what is missing or in use here are only noted."""
+    """Plan only. Raises UserError for a wrong suite or data; what is missing or in use here is noted."""
     suite, machine = resolve(request)
     site, notes = read_site(request.site, request.lanes), list[str]()
     is_here = site.launcher == "local"
@@ -551,15 +551,15 @@ def preview(request: Request, notify: Notify) -> Outlook:
     if not is_here and suite.device == "cuda" and not machine.gpus:
         notes.append("planned for GPUs of which nothing is known: a site file may say `machine: 8 x H100-SXM-80GB`")
     elif suite.device == "cuda" and not machine.gpus:
-        wanted = [option.choices.world_size for option in suite.options]
+        sizes = [option.choices.world_size for option in suite.options]
         lanes = site.lanes
-        count = max((ranks for ranks in wanted if ranks != "auto"), default=1) * (1 if lanes == "auto" else lanes)
+        count = max((ranks for ranks in sizes if ranks != "auto"), default=1) * (1 if lanes == "auto" else lanes)
         machine = replace(machine, device_count=count)
         notes.append(
             f"planned as if this machine had {count} GPU{'s' if count > 1 else ''}, of which nothing is known"
         )
     prepared, facts, reason = None, None, wrong_system_reason()
-    if suite.command is not None:  # nothing of it is run: what it does is seen in its first trial
+    if suite.command is not None:  # it is not run here: its first trial shows what it does
         notes += [reason] if reason is not None else []
         with data_problems_placed(request, suite):
             facts = command_facts(suite, notify)
@@ -572,9 +572,9 @@ def preview(request: Request, notify: Notify) -> Outlook:
             except MissingPackageError as error:
                 notes += (f"{CANNOT_START}: {problem}" for problem in error.problems)
             except NotDownloadedError:
-                for one in streamed(suite.built.data):
-                    size = units.size(download_bytes(one))
-                    notes.append(f"a run first downloads about {size} of {one.dataset} and keeps its tokens")
+                for dataset in streamed(suite.built.data):
+                    size = units.size(download_bytes(dataset))
+                    notes.append(f"a run first downloads about {size} of {dataset.dataset} and keeps its tokens")
         for model in unfetched(suite):
             notes.append(f"model.pretrained: {visible(model.pretrained)} is not in the hub's cache: {HUB}")
         if reason is not None:
@@ -595,40 +595,40 @@ def preview(request: Request, notify: Notify) -> Outlook:
     machine = machine.in_lanes(lanes) if lanes > 1 else machine
     plan = make_plan(with_machine_choices(suite, machine, prepared), machine, prepared, code_sha256(), facts)
     notes += reference_lines(suite, prepared) if prepared is not None else ()
-    return _outlook(
+    return _outlook_of(
         request, Planned(machine, prepared, plan, checks_interference=request.interference_check), notes
     )
 
 
-def _outlook(request: Request, own: Planned, notes: list[str]) -> Outlook:
-    suite, machine = own.suite, own.machine
+def _outlook_of(request: Request, planned: Planned, notes: list[str]) -> Outlook:
+    suite, machine = planned.suite, planned.machine
     history = past_trials(request.results / suite.name, machine)
     if request.budget_seconds is not None:
-        own, rounds = within(request.budget_seconds, own, history)
+        planned, rounds = cut_to_budget(request.budget_seconds, planned, history)
         notes += rounds
-    costs = stage_costs([(title, stage.plan) for title, stage in stages(own, [])], machine, history)
-    outlook = Outlook(own.plan, estimate(own.plan, machine, history), costs, notes)
+    costs = stage_costs([(title, stage.plan) for title, stage in stages(planned, [])], machine, history)
+    outlook = Outlook(planned.plan, estimate(planned.plan, machine, history), costs, notes)
     site = read_site(request.site, request.lanes)
     if site.launcher == "local":
         return outlook
     *_, contest = costs
-    each = None
+    round_seconds = None
     if contest.seconds is not None:
-        each = (contest.seconds - contest.start_seconds) / len(suite.seeds) + costs[0].start_seconds
-    told = list(plan_lines(site, suite, each))
-    used = max((planned.world_size for planned in own.plan.options), default=0)
-    if used < (there := site.gpus * site.nodes):
-        told.append(f"at most {used} of a job's {there} GPUs are used: gpus_per_node and nodes may be less")
+        round_seconds = (contest.seconds - contest.start_seconds) / len(suite.seeds) + costs[0].start_seconds
+    lines = list(plan_lines(site, suite, round_seconds))
+    used = max((p.world_size for p in planned.plan.options), default=0)
+    if used < (job_gpus := site.gpus * site.nodes):
+        lines.append(f"at most {used} of a job's {job_gpus} GPUs are used: gpus_per_node and nodes may be less")
     try:
-        told += [f"does not fit: {problem}" for problem in limit_problems(site)]
+        lines += [f"does not fit: {problem}" for problem in limit_problems(site)]
     except UserError as error:
-        told.append(f"the partition's limits were not looked at: {error}")
+        lines.append(f"the partition's limits were not looked at: {error}")
     script = job_script(site, suite.name, request.results.resolve() / suite.name / "RUN", range(len(suite.seeds)))
-    return replace(outlook, slurm=told, script=script)
+    return replace(outlook, slurm=lines, script=script)
 
 
 def prepared_data(request: Request, notify: Notify) -> list[tuple[Prepared, list[str], Look]]:
-    """Each distinct preparation with the options that read it. Raises UserError for a wrong suite or unfit data."""
+    """Each distinct preparation, its options and samples. Raises UserError for a wrong suite or unfit data."""
     suite, _ = resolve(request)
     if suite.command is not None:
         raise UserError(f"{request.suite}: the data of a command are its script's own: there is nothing to prepare")
@@ -639,7 +639,7 @@ def prepared_data(request: Request, notify: Notify) -> list[tuple[Prepared, list
         options.setdefault(prepared.key, []).append(name)
     heldout = {name: evaluable_tokens(prepared, suite.built) for name, prepared in by_option.items()}
     jobs = {names[0]: suite.job_of(suite.option(names[0])) for names in options.values()}
-    found = [(one := by_option[names[0]], names, look(one, jobs[names[0]])) for names in options.values()]
-    for line in [*heldout_warnings(suite, heldout), *target_warnings(one.targets for *_, one in found)]:
+    previews = [(data := by_option[names[0]], names, look(data, jobs[names[0]])) for names in options.values()]
+    for line in [*heldout_warnings(suite, heldout), *target_warnings(data.targets for *_, data in previews)]:
         notify(f"warning: {line}")
-    return found
+    return previews

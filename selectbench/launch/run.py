@@ -44,9 +44,9 @@ from selectbench.launch.preparation import (
     Extended,
     Preparation,
     Request,
-    as_begun,
     check_cuda,
-    extended_by,
+    extended_preparation,
+    original_suite,
     resolve,
     stages,
     with_more_seeds,
@@ -136,7 +136,7 @@ def run(
             ranking = publish(complete, read_run(complete), display.note)
             return Result(complete, ranking, exit_code(preparation.suite, complete))
         if complete is not None and isinstance(asked, int):
-            preparation = extended_by(preparation, complete, asked)
+            preparation = extended_preparation(preparation, complete, asked)
         check_cuda(preparation.plan, preparation.claim.gpus)
         with my_turn():  # of two that start at once the second sees what the first has chosen
             if slurm is None:
@@ -353,7 +353,7 @@ def _fingerprint(preparation: Preparation, suite: Suite) -> str:
 
 def _folder_to_extend(preparation: Preparation, extended: Extended) -> Path:
     """Raises UserError where the run was not begun with what would be run now, saying what differs."""
-    folder, suite = extended.folder, as_begun(preparation.suite, extended)
+    folder, suite = extended.folder, original_suite(preparation.suite, extended)
     if folder.name.rpartition("-")[2] == _fingerprint(preparation, suite):
         return folder
     apart = ("seeds", "looks")
