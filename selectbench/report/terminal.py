@@ -297,7 +297,8 @@ def _plan_table(plan: Plan, estimate: Estimate | None) -> doc.Table:
     heads = ("option", "differs in", "runs as", "micro-batch", "accumulation", "memory", "per trial")
     known = [n for n, _ in enumerate(heads) if n < 3 or any(row[n] != units.DASH for row in rows)]
     columns = [
-        doc.Column(heads[n], "left" if n < 3 else "right", droppable=heads[n] == "accumulation") for n in known
+        doc.Column(heads[n], "left" if n < 3 else "right", names_row=n == 0, droppable=heads[n] == "accumulation")
+        for n in known
     ]
     kinds: list[doc.RowKind] = ["failed" if one.unsupported else "" for one in plan.options]
     return doc.Table(columns, [[row[n] for n in known] for row in rows], "Options", kinds=kinds)
