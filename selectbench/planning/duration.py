@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import ValidationError
 
+from selectbench.choices import Choices
 from selectbench.errors import UserError
 from selectbench.gpu.devices import Gpu, MatmulDtype, peak_flops_per_second
 from selectbench.machine import Machine, cpu_model, usable_cores
@@ -108,6 +110,8 @@ class Estimate:
     seconds: dict[str, float]
     from_records: int
     """Number of options whose figure comes from their earlier trials."""
+    paced: bool = False
+    """Whether the others' rough figures are scaled by what earlier trials took."""
 
 
 def estimate(plan: Plan, machine: Machine, history: History) -> Estimate | None:
@@ -117,23 +121,19 @@ def estimate(plan: Plan, machine: Machine, history: History) -> Estimate | None:
     for record in history.trials:
         if record.trial.trial_id in ids:
             walls.setdefault(record.trial.option, []).append(record.wall_seconds)
-    measured: dict[str, float] = {}
-    rough_seconds: dict[str, float | None] = {}
-    for planned in plan.options:
-        if planned.unsupported is None:
-            name = planned.option.name
-            if measured_seconds := walls.get(name) or _scaled_seconds(plan, planned, history):
-                measured[name] = fmean(measured_seconds)
-            rough_seconds[name] = _rough_seconds(plan, planned, machine)
-    # Options without a measurement are taken to be as much slower than their rough figure as the measured ones.
-    slower = median([measured[n] / rough for n, rough in rough_seconds.items() if rough and n in measured] or [1.0])
     seconds: dict[str, float] = {}
-    for name, rough in rough_seconds.items():
-        expected = measured.get(name, None if rough is None else rough * slower)
+    from_records, pace = 0, _pace(history, machine)
+    for planned in plan.options:
+        if planned.unsupported is not None:
+            continue
+        name = planned.option.name
+        measured = walls.get(name) or _scaled_seconds(plan, planned, history)
+        from_records += bool(measured)
+        expected = fmean(measured) if measured else _rough_seconds(plan, planned, machine, pace)
         if expected is None:
             return None
         seconds[name] = expected + SETTLE_SECONDS[plan.suite.device]
-    return Estimate(seconds, len(measured))
+    return Estimate(seconds, from_records, bool(pace))
 
 
 @dataclass(frozen=True)
@@ -214,17 +214,54 @@ def _cost_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _scaled_to_job(job: Job, record: Record, least_timed_seconds: float) -> float:
     """Seconds of the job from a trial of the same work: steps by their tokens, evaluations by scored tokens."""
+    overhead, per_token, per_scored_token = _measured_rates(record)
+    assert isinstance(record.outcome, Completed)
+    overhead += record.outcome.measurement.compile_seconds or 0.0
+    if per_scored_token is None:  # scoring is taken to be as slow as training
+        per_scored_token = per_token
+    return _total_seconds(job, overhead, per_token, per_scored_token, least_timed_seconds)
+
+
+def _measured_rates(record: Record) -> tuple[float, float, float | None]:
+    """Seconds of a trial beside its steps and evaluations, per trained token, and per scored one if any was."""
     assert isinstance(record.outcome, Completed)
     measurement = record.outcome.measurement
     steps, step = measurement.steps_applied + measurement.steps_skipped, measurement.step_time_median_seconds
     training, evaluating = measurement.training_seconds, measurement.evaluation_seconds
     added = max(0, measurement.timed_steps - steps) * (step or 0.0)
     scored = (measurement.heldout_tokens or 0) * len(record.evaluation_curve)
-    per_token = (training / max(1, steps) if step is None else step) / measurement.tokens_per_step
-    # Where no token was scored, scoring is taken to be as slow as training.
-    per_scored_token = evaluating / scored if scored else per_token
-    overhead = max(0.0, record.wall_seconds - training - evaluating - added) + (measurement.compile_seconds or 0.0)
-    return _total_seconds(job, overhead, per_token, per_scored_token, least_timed_seconds)
+    return (
+        max(0.0, record.wall_seconds - training - evaluating - added),
+        (training / max(1, steps) if step is None else step) / measurement.tokens_per_step,
+        evaluating / scored if scored else None,
+    )
+
+
+class _Pace(NamedTuple):
+    """What the newest trial of an option took, to scale the rough figures of others."""
+
+    dtype: MatmulDtype
+    overhead_seconds: float
+    training: float
+    """Seconds per trained token over its rough figure."""
+    scoring: float | None
+    """Seconds per scored token over its rough figure; None: none was scored."""
+
+
+def _pace(history: History, machine: Machine) -> list[_Pace]:
+    paces = []
+    for record in {record.trial.option: record for record in history.trials}.values():
+        try:
+            settings = record.trial.read_settings()
+            choices = Choices.model_validate({k: v for k, v in settings.items() if k in Choices.model_fields})
+        except (UserError, ValidationError):  # settings of another version
+            continue
+        parameters = None if record.identity is None else record.identity.parameters
+        if parameters and (rough := _rough_rates(choices, parameters, choices.ranks(machine), machine)):
+            overhead, training, scoring = _measured_rates(record)
+            scoring = None if scoring is None else scoring / rough[1]
+            paces.append(_Pace(choices.matmul_dtype, overhead, training / rough[0], scoring))
+    return paces
 
 
 def _total_seconds(
@@ -243,27 +280,30 @@ def _scored_tokens(job: Job) -> int:
     return job.eval.tokens * (1 + between + job.eval.at_start)
 
 
-def _rough_seconds(plan: Plan, planned: PlannedOption, machine: Machine) -> float | None:
-    """Seconds by the rates of matrix products: a trained token takes 6 FLOPs per parameter and a scored one 2.
-
-    Source: Kaplan et al., arXiv:2001.08361. None where the rates or the parameters are unknown.
-    """
+def _rough_seconds(plan: Plan, planned: PlannedOption, machine: Machine, paces: Sequence[_Pace]) -> float | None:
+    """Seconds by the rates of matrix products, scaled by what earlier trials took; None: these are unknown."""
     if plan.suite.command is not None or planned.parameters is None:
         return None
     choices, device = planned.option.built, plan.suite.device
-    is_compiled = choices.compile.mode is not None
-    rate = _training_flops_per_second(machine, choices.matmul_dtype, compiled=is_compiled)
+    if (rates := _rough_rates(choices, planned.parameters, planned.world_size, machine)) is None:
+        return None
+    slower = [p.training for p in paces if p.dtype == choices.matmul_dtype] or [p.training for p in paces]
+    slower_scoring = [p.scoring for p in paces if p.scoring is not None]
+    overhead = median([p.overhead_seconds for p in paces] or [TRIAL_SECONDS[device]])
+    overhead += COMPILE_SECONDS if choices.compile.mode is not None else 0.0
+    job, per_token = plan.suite.built.of(choices), rates[0] * median(slower or [1.0])
+    per_scored_token = rates[1] * median(slower_scoring or [1.0])
+    return _total_seconds(job, overhead, per_token, per_scored_token, job.timing.least_seconds(device))
+
+
+def _rough_rates(choices: Choices, parameters: int, ranks: int, machine: Machine) -> tuple[float, float] | None:
+    """Seconds per trained and scored token, of 6 and 2 FLOPs per parameter (Kaplan et al., arXiv:2001.08361)."""
+    rate = _training_flops_per_second(machine, choices.matmul_dtype, compiled=choices.compile.mode is not None)
     scoring_rate = _training_flops_per_second(machine, "float32", compiled=False)
     if rate is None or scoring_rate is None:
         return None
-    job, shared = plan.suite.built.of(choices), 1  # on a CPU the ranks share the cores
-    if device == "cuda":
-        shared = max(1, planned.world_size)
-    per_token, per_scored_token = (
-        flops * planned.parameters / per_second / shared for flops, per_second in ((6.0, rate), (2.0, scoring_rate))
-    )
-    overhead = TRIAL_SECONDS[device] + (COMPILE_SECONDS if is_compiled else 0.0)
-    return _total_seconds(job, overhead, per_token, per_scored_token, job.timing.least_seconds(device))
+    shared = max(1, ranks) if machine.device == "cuda" else 1  # on a CPU the ranks share the cores
+    return 6.0 * parameters / rate / shared, 2.0 * parameters / scoring_rate / shared
 
 
 def _training_flops_per_second(machine: Machine, dtype: MatmulDtype, *, compiled: bool) -> float | None:

@@ -334,7 +334,8 @@ def _cost_lines(plan: Plan, estimate: Estimate | None, costs: Sequence[StageCost
     if estimate is None or any(cost.seconds is None for cost in costs):
         yield f"{trials} to run; the first round will show how long they take"
         return
-    source = "from earlier trials" if estimate.from_records == len(estimate.seconds) > 0 else "a rough estimate"
+    source = f"a rough estimate{', at the pace of earlier trials' if estimate.paced else ''}"
+    source = "from earlier trials" if estimate.from_records == len(estimate.seconds) > 0 else source
     yield f"{', '.join([f'{trials} to run', *amounts])} in all ({source})"
 
 

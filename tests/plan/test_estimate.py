@@ -232,23 +232,52 @@ def test_trials_of_other_seeds_rates_and_lengths_tell_it_too(suite_file: Path) -
         assert rough.from_records == 0
 
 
-def test_what_was_not_measured_is_as_much_slower_than_told_roughly_as_what_was(suite_file: Path) -> None:
-    """One option took ten times as long as told roughly; the other one is told from that."""
-    model = "job.model={family: gpt2, n_layer: 2, n_embd: 64, n_head: 4, vocab_size: 512}"
+def test_what_was_not_measured_goes_at_the_pace_of_what_was(suite_file: Path) -> None:
+    """One option took ten times as long as told roughly; a step of the others is told from that."""
     grid = ["precision=fp32,bf16_mixed"]
-    plan = planned(a_suite(suite_file, model, device="cpu", axes=grid), CPU)
+    settings = (
+        "job.model={family: gpt2, n_layer: 2, n_embd: 64, n_head: 4, vocab_size: 512}",
+        "job.eval={tokens: 512, every_steps: null}",
+    )
+    plan = planned(a_suite(suite_file, *settings, device="cpu", axes=grid), CPU)
     rough = seconds(plan.suite, CPU)
-    before = [record for record in past(plan, 0.0) if record.trial.option == "fp32"]
-    records = [replace(record, wall_seconds=10 * rough["fp32"]) for record in before]
+    steps, scored = (rate * (plan.parameters or 0) for rate in (6, 2))
+    step = (rough["fp32"] - TRIAL_SECONDS["cpu"]) * steps / (steps * 6 + scored * 512 / 64)
+    measured = {
+        "tokens_per_step": 64, "steps_applied": 6, "timed_steps": 3, "step_time_median_seconds": 10 * step,
+        "training_seconds": 60 * step, "evaluation_seconds": 40 * step, "heldout_tokens": 512,
+        "compile_seconds": None,
+    }  # fmt: skip
+    points = [{"step": 6, "tokens": 0, "training_seconds": 0.0, "loss": 5.0}]
+    records = [
+        replace(record, evaluation_curve=points, wall_seconds=2.5 + 100 * step)
+        for record in past(plan, 0.0, **measured)
+        if record.trial.option == "fp32"
+    ]
     found = estimate(plan, CPU, History(records))
     assert found is not None
-    assert found.from_records == 1
-    assert found.seconds == pytest.approx({name: 10 * told for name, told in rough.items()})
-    # Of a larger model nothing was measured.
-    wider = planned(a_suite(suite_file, model, "job.model.n_layer=4", device="cpu", axes=grid), CPU)
+    assert (found.from_records, found.paced) == (1, True)
+    assert found.seconds["fp32"] == pytest.approx(2.5 + 100 * step)
+    # Without units for bfloat16 its steps take 4.5 times as long; evaluations are in fp32.
+    assert found.seconds["bf16_mixed"] == pytest.approx(2.5 + 4.5 * 60 * step + 40 * step)
+    # A larger model, of which nothing was measured, too.
+    wider = planned(a_suite(suite_file, *settings, "job.model.n_layer=4", device="cpu", axes=grid), CPU)
     more = estimate(wider, CPU, History(records))
     assert more is not None
-    assert (more.from_records, more.seconds) == (0, seconds(wider.suite, CPU))
+    assert (more.from_records, more.paced) == (0, True)
+    ratio = (wider.parameters or 0) / (plan.parameters or 1)
+    assert more.seconds["fp32"] == pytest.approx(2.5 + 100 * step * ratio)
+    # A figure of the same dtype goes before those of others.
+    slow = {**measured, "training_seconds": 600 * step, "step_time_median_seconds": 100 * step}
+    halves = [
+        replace(record, evaluation_curve=points, wall_seconds=2.5 + 640 * step)
+        for record in past(plan, 0.0, **slow)
+        if record.trial.option == "bf16_mixed"
+    ]
+    both = estimate(wider, CPU, History([*records, *halves]))
+    assert both is not None
+    assert both.seconds["fp32"] == pytest.approx(2.5 + 100 * step * ratio)
+    assert both.seconds["bf16_mixed"] == pytest.approx(2.5 + 640 * step * ratio)
 
 
 def test_no_trial_costs_nothing(suite_file: Path) -> None:
