@@ -24,13 +24,13 @@ _FARTHEST = 4.0
 _FAR_APART = 20.0
 """Largest value over the smallest from which a linear axis would hide the small ones."""
 _TICKS = 5
-"""About so many of an axis."""
+"""About as many ticks as an axis has."""
 _NAMES = 150.0
-"""Room for options' names beside a picture."""
+"""Room for options' names at the left of a picture."""
 _NAME_ROOM = 21
-"""The same in characters."""
+"""Characters of a name that fit into it."""
 MOST_DRAWN = 8
-"""Options in one picture; more can't be told apart."""
+"""Options in one picture at most: more can't be told apart."""
 QUANTILES = (5, 25, 50, 75, 95)
 _PARETO_NOTE = (
     "Up and to the left is better. Filled: no other option is shown to be better in speed, memory, energy or "
@@ -45,33 +45,33 @@ _WORD = 14
 Point = tuple[float, float]
 _Box = tuple[float, float, float, float]
 """Left, top, right and bottom."""
-Counting = Mapping[str, list[Record]]
+ByOption = Mapping[str, list[Record]]
 """Completed trials that count, by option in the ranking's order, in the order of seeds."""
 
 
 def _element(name: str, kind: str, body: str | None = None, **attributes: float | str) -> str:
-    """An element of a class; `body` is markup. A float has one decimal, and underscores of a name are hyphens."""
+    """An element of a CSS class; `body`: markup. Floats get one decimal; underscores in names become hyphens."""
     values = {key: f"{value:.1f}" if isinstance(value, float) else value for key, value in attributes.items()}
     opening = "".join(f' {key.replace("_", "-")}="{value}"' for key, value in values.items())
     return f'<{name} class="{kind}"{opening}' + ("/>" if body is None else f">{body}</{name}>")
 
 
-def _line(kind: str, begin: Point, end: Point) -> str:
+def _line_element(kind: str, begin: Point, end: Point) -> str:
     return _element("line", kind, x1=begin[0], y1=begin[1], x2=end[0], y2=end[1])
 
 
-def _words(kind: str, x: float, y: float, words: str, anchor: str) -> str:
+def _text_element(kind: str, x: float, y: float, words: str, anchor: str) -> str:
     return _element("text", kind, escape(one_line(words)), x=x, y=y, text_anchor=anchor)
 
 
-def _titled(words: str) -> str:
-    """Shown where a pointer rests on the element that it stands in."""
+def _title_element(words: str) -> str:
+    """A title, which is shown where a pointer rests on the element that it is in."""
     return f"<title>{escape(one_line(words))}</title>"
 
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to a stretch of the picture."""
+    """Maps values onto a stretch of the picture."""
 
     low: float
     high: float
@@ -80,17 +80,17 @@ class Scale:
     is_log: bool = False
 
     def __call__(self, value: float) -> float:
-        """Place of a value; those outside stay at the edge."""
-        at, low, high = (_log(v) if self.is_log else v for v in (value, self.low, self.high))
+        """The position of a value; values outside the scale are put at its edge."""
+        at, low, high = (_log10(v) if self.is_log else v for v in (value, self.low, self.high))
         share = (at - low) / (high - low) if high > low else 0.5
         return self.begin + min(1.0, max(0.0, share)) * (self.end - self.begin)
 
     def ticks(self) -> list[float]:
-        """Round values within the scale."""
+        """Round values within the scale, where its ticks are."""
         return _log_ticks(self.low, self.high) if self.is_log else _ticks(self.low, self.high)
 
 
-def _log(value: float) -> float:
+def _log10(value: float) -> float:
     return math.log10(max(value, 1e-300))
 
 
@@ -98,27 +98,27 @@ def _ticks(low: float, high: float) -> list[float]:
     span = high - low
     if span <= 0 or not math.isfinite(span):
         return [low]
-    raw = span / _TICKS
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
+    rough_step = span / _TICKS
+    power = 10.0 ** math.floor(math.log10(rough_step))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough_step * 0.999)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [number * step for number in range(first, last + 1)][: _TICKS + 2]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    decades = range(math.floor(_log(low)), math.ceil(_log(high)) + 1)
+    decades = range(math.floor(_log10(low)), math.ceil(_log10(high)) + 1)
     ticks: list[float] = []
     for factors in ((1,), (1, 3), (1, 2, 5)):
         if len(ticks) < 3:
             ticks = [tick for d in decades for f in factors if low <= (tick := f * 10.0**d) <= high]
-    every = max(1, math.ceil(len(ticks) / (_TICKS + 1)))
-    return ticks[::every] or [low]
+    stride = max(1, math.ceil(len(ticks) / (_TICKS + 1)))
+    return ticks[::stride] or [low]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis says, and how values lie along it."""
+    """The label of an axis, the text of its ticks, and how values lie along it."""
 
     label: str
     show: Callable[[float], str]
@@ -130,7 +130,7 @@ class Axis:
         """A scale that holds all values with a little room."""
         low, high = min(values), max(values)
         if low > 0 and high / low > self.log_from:
-            room = max(0.02, 0.06 * (_log(high) - _log(low)))
+            room = max(0.02, 0.06 * (_log10(high) - _log10(low)))
             return Scale(low * 10**-room, min(high * 10**room, 1e300), begin, end, True)
         room = 0.06 * (high - low) or abs(high) * 0.05 or 1.0
         return Scale(0.0 if self.from_zero and low >= 0 else low - room, high + room, begin, end)
@@ -138,7 +138,7 @@ class Axis:
 
 @dataclass
 class Picture:
-    """A frame with axes that hold all values of x and y, which shapes are put into."""
+    """A frame for shapes, with axes that hold all values of x and y."""
 
     title: str
     description: str
@@ -148,7 +148,7 @@ class Picture:
     left: float = LEFT
     """Room for the y axis."""
     names: Sequence[tuple[float, str]] | None = None
-    """Names at places of the y axis, in place of ticks."""
+    """Names at values of the y axis, instead of ticks."""
     shapes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -164,8 +164,8 @@ class Picture:
     def band(self, edges: Sequence[Sequence[Point]], kind: int) -> None:
         """The area between two lines."""
         lower, upper = edges
-        around = [*lower, *reversed(upper)]
-        self.shapes.append(_element("polygon", f"band s{kind}", points=self._path(around)))
+        outline = [*lower, *reversed(upper)]
+        self.shapes.append(_element("polygon", f"band s{kind}", points=self._path(outline)))
 
     def _path(self, points: Sequence[Point]) -> str:
         return " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
@@ -174,84 +174,84 @@ class Picture:
         """The picture as one element."""
         return (
             f'<svg viewBox="0 0 {WIDTH:.0f} {self.height:.0f}" role="img" class="picture">'
-            f"{_titled(self.title)}<desc>{escape(one_line(self.description))}</desc>"
+            f"{_title_element(self.title)}<desc>{escape(one_line(self.description))}</desc>"
             f"{self._frame()}{''.join(self.shapes)}</svg>"
         )
 
     def _frame(self) -> str:
         right, bottom, (x_axis, y_axis) = WIDTH - _RIGHT, self.height - _BOTTOM, self.axes
-        parts = []
+        elements = []
         for tick in self.x.ticks():
-            at = self.x(tick)
-            place, anchor = (right, "end") if at > right - 24 else (at, "middle")
-            parts.append(_line("grid", (at, _TOP), (at, bottom)))
-            parts.append(_words("tick", place, bottom + 17, x_axis.show(tick), anchor))
+            position = self.x(tick)
+            text_position, anchor = (right, "end") if position > right - 24 else (position, "middle")
+            elements.append(_line_element("grid", (position, _TOP), (position, bottom)))
+            elements.append(_text_element("tick", text_position, bottom + 17, x_axis.show(tick), anchor))
         ticks = [(tick, y_axis.show(tick)) for tick in self.y.ticks()] if self.names is None else self.names
         for value, label in ticks:
-            at = self.y(value)
-            parts.append(_line("grid", (self.left, at), (right, at)))
-            parts.append(_words("tick", self.left - 6, at + 4, one_line(label, _NAME_ROOM), "end"))
-        parts.append(_words("axis", right, self.height - 8, x_axis.label, "end"))
-        parts.append(_element("text", "axis", escape(y_axis.label), x=4, y=self.height - 8))
-        return "".join(parts)
+            position = self.y(value)
+            elements.append(_line_element("grid", (self.left, position), (right, position)))
+            elements.append(_text_element("tick", self.left - 6, position + 4, one_line(label, _NAME_ROOM), "end"))
+        elements.append(_text_element("axis", right, self.height - 8, x_axis.label, "end"))
+        elements.append(_element("text", "axis", escape(y_axis.label), x=4, y=self.height - 8))
+        return "".join(elements)
 
 
 def interval_bars(ratios: Sequence[Ratio]) -> list[str]:
     """A small picture of each ratio with its interval, all on one scale; empty where there is none."""
     measured = (ratio for ratio in ratios if ratio.value and units.is_measurable(ratio.low, ratio.high))
-    ends = [end for ratio in measured for end in _ends(ratio)]
+    ends = [end for ratio in measured for end in _interval_ends(ratio)]
     if not ends:
         return ["" for _ in ratios]
     low, high = max(1 / _FARTHEST, min(*ends, 0.98)), min(_FARTHEST, max(*ends, 1.02))
     scale = Scale(low, high, _BAR_EDGE, _BAR_WIDTH - _BAR_EDGE, is_log=True)
-    return [_bar(scale, ratio) if ratio.value else "" for ratio in ratios]
+    return [_interval_bar(scale, ratio) if ratio.value else "" for ratio in ratios]
 
 
-def _ends(ratio: Ratio) -> tuple[float, float]:
-    """Of the interval: an end that is too large for a number lies at infinity; without an interval the ratio."""
+def _interval_ends(ratio: Ratio) -> tuple[float, float]:
+    """The interval's ends, infinity for one too large for a number; without an interval twice the ratio."""
     if ratio.low is None:
         return ratio.value or 1.0, ratio.value or 1.0
     return ratio.low, math.inf if ratio.high is None else ratio.high
 
 
-def _bar(scale: Scale, ratio: Ratio) -> str:
-    """Without a point, and dashed, where the interval is too wide to mean anything."""
-    low, high = map(scale, _ends(ratio))
-    at, one, middle = scale(ratio.value or 1.0), scale(1.0), _BAR_HEIGHT / 2
+def _interval_bar(scale: Scale, ratio: Ratio) -> str:
+    """A picture of one ratio: without a dot, and dashed, where the interval is too wide to mean anything."""
+    low, high = map(scale, _interval_ends(ratio))
+    point, unity, middle = scale(ratio.value or 1.0), scale(1.0), _BAR_HEIGHT / 2
+    baseline = _line_element("one", (unity, 0), (unity, _BAR_HEIGHT))
     is_measurable = units.is_measurable(ratio.low, ratio.high)
-    span = _line("span" if is_measurable else "span unclear", (low, middle), (high, middle))
-    point = _element("circle", "at", cx=at, cy=middle, r=4) if is_measurable else ""
+    span = _line_element("span" if is_measurable else "span unclear", (low, middle), (high, middle))
+    dot = _element("circle", "at", cx=point, cy=middle, r=4) if is_measurable else ""
     return (
         f'<svg class="interval" viewBox="0 0 {_BAR_WIDTH} {_BAR_HEIGHT}" role="img">'
-        f"{_titled(f'against the baseline: {value_text(ratio)}')}{_line('one', (one, 0), (one, _BAR_HEIGHT))}"
-        f"{span}{point}</svg>"
+        f"{_title_element(f'against the baseline: {value_text(ratio)}')}{baseline}{span}{dot}</svg>"
     )
 
 
-def counting(ranking: Ranking, records: Sequence[Record]) -> Counting:
-    """Of every row; empty for one without any. `records`: those that count."""
+def completed_by_option(ranking: Ranking, records: Sequence[Record]) -> ByOption:
+    """Completed trials of every row; an empty list for a row without any. `records`: those that count."""
     by_option: dict[str, list[Record]] = {row.option: [] for row in ranking.rows}
     for record in records:
         if isinstance(record.outcome, Completed) and record.trial.option in by_option:
             by_option[record.trial.option].append(record)
-    return {option: sorted(own, key=lambda r: r.trial.seed) for option, own in by_option.items()}
+    return {option: sorted(completed, key=lambda r: r.trial.seed) for option, completed in by_option.items()}
 
 
-def charts(ranking: Ranking, done: Counting) -> list[Chart]:
-    """Those that the run has figures for."""
+def draw_charts(ranking: Ranking, completed: ByOption) -> list[Chart]:
+    """The pictures that the run has figures for."""
     seconds = Axis("training seconds, evaluation excluded", "{:g}".format)
     memory = Axis("memory of the GPU", units.size, from_zero=True)
     power = Axis("power", units.watts, from_zero=True)
-    made = [
-        _pareto(ranking),
-        _loss(ranking, done, "tokens", Axis("training tokens", units.short), lambda p: float(p.tokens)),
-        _loss(ranking, done, "time", seconds, lambda p: p.training_seconds),
-        _steps(ranking, done),
+    drawn = [
+        _pareto_chart(ranking),
+        _loss_chart(ranking, completed, "tokens", Axis("training tokens", units.short), lambda p: float(p.tokens)),
+        _loss_chart(ranking, completed, "time", seconds, lambda p: p.training_seconds),
+        _step_time_chart(ranking, completed),
         *_search_charts(ranking),
-        _meter(ranking, done, "Memory in use over a trial", memory, lambda gpu: gpu.memory_series),
-        _meter(ranking, done, "Power over a trial", power, lambda gpu: gpu.power_series),
+        _meter_chart(ranking, completed, "Memory in use over a trial", memory, lambda gpu: gpu.memory_series),
+        _meter_chart(ranking, completed, "Power over a trial", power, lambda gpu: gpu.power_series),
     ]
-    return [chart for chart in made if chart is not None]
+    return [chart for chart in drawn if chart is not None]
 
 
 @dataclass(frozen=True)
@@ -271,74 +271,75 @@ def _line_chart(
     heading: str, description: str, axes: tuple[Axis, Axis], series: Sequence[_Series], note: str
 ) -> Chart | None:
     """A line for each series, over all bands; None where no series has two points."""
-    if all(len(one.points) < 2 for one in series):
+    if all(len(line.points) < 2 for line in series):
         return None
-    x_values = [x for one in series for x, _ in one.points]
-    y_values = [y for one in series for edge in one.band or [one.points] for _, y in edge]
+    x_values = [x for line in series for x, _ in line.points]
+    y_values = [y for line in series for edge in line.band or [line.points] for _, y in edge]
     picture = Picture(heading, description, axes, (x_values, y_values))
-    for one in series:
-        if one.band:
-            picture.band(one.band, one.kind)
-    for one in series:
-        picture.line(one.points, one.kind)
-        for (x, y), words in one.ringed:
-            ring = _element("circle", f"ring s{one.kind}", _titled(words), cx=picture.x(x), cy=picture.y(y), r=6)
-            picture.shapes.append(ring)
-    return Chart(heading, picture.render(), [(one.option, one.kind) for one in series], note)
+    for line in series:
+        if line.band:
+            picture.band(line.band, line.kind)
+    for line in series:
+        picture.line(line.points, line.kind)
+        for (x, y), words in line.ringed:
+            place = {"cx": picture.x(x), "cy": picture.y(y)}
+            picture.shapes.append(_element("circle", f"ring s{line.kind}", _title_element(words), **place, r=6))
+    return Chart(heading, picture.render(), [(line.option, line.kind) for line in series], note)
 
 
-def _drawn(ranking: Ranking) -> dict[str, int]:
-    """Options that the pictures show, with their number: ranked ones first, those without a figure left out."""
+def _drawn_options(ranking: Ranking) -> dict[str, int]:
+    """Options in the pictures, with their series' number: ranked ones first, those without a figure left out."""
     return {row.option: number for number, row in enumerate([r for r in ranking.rows if r.n][:MOST_DRAWN])}
 
 
-def _undrawn(ranking: Ranking) -> str:
+def _undrawn_note(ranking: Ranking) -> str:
     left = [row.option for row in ranking.rows if row.n][MOST_DRAWN:]
     return f" Not drawn: {one_line(', '.join(left), 300)}." if left else ""
 
 
-def _loss(
-    ranking: Ranking, done: Counting, over: str, axis: Axis, x: Callable[[EvaluationPoint], float]
+def _loss_chart(
+    ranking: Ranking, completed: ByOption, over: str, axis: Axis, x: Callable[[EvaluationPoint], float]
 ) -> Chart | None:
-    """Held-out loss, over the steps that all seeds of an option evaluated."""
-    curves = []
-    for option, kind in _drawn(ranking).items():
-        seeds = [{point.step: point for point in r.evaluation_curve} for r in done[option] if r.evaluation_curve]
-        steps = sorted(set.intersection(*(set(own) for own in seeds))) if seeds else []
-        columns = [[own[step] for own in seeds] for step in steps]
-        means = [sum(map(x, points)) / len(points) for points in columns]
-        losses = [[point.loss for point in points] for points in columns]
-        averages = [sum(own) / len(own) for own in losses]
+    """Held-out loss of each option, over the steps that all its seeds evaluated."""
+    series = []
+    for option, kind in _drawn_options(ranking).items():
+        curves = [{p.step: p for p in r.evaluation_curve} for r in completed[option] if r.evaluation_curve]
+        steps = sorted(set.intersection(*map(set, curves))) if curves else []
+        points_by_step = [[curve[step] for curve in curves] for step in steps]
+        means = [sum(map(x, points)) / len(points) for points in points_by_step]
+        losses = [[point.loss for point in points] for points in points_by_step]
+        averages = [sum(values) / len(values) for values in losses]
         line, *band = (list(zip(means, y, strict=True)) for y in (averages, map(min, losses), map(max, losses)))
         if steps:
-            curves.append(_Series(option, kind, line, band))
+            series.append(_Series(option, kind, line, band))
     note = "Line: mean over seeds. Band: from the lowest to the highest seed. Lower is better."
-    what = f"{len(curves)} options, mean over seeds with the lowest and the highest seed"
+    what = f"{len(series)} options, mean over seeds with the lowest and the highest seed"
     axes = (axis, Axis("nats per token", units.significant))
-    return _line_chart(f"Held-out loss against {over}", what, axes, curves, note + _undrawn(ranking))
+    return _line_chart(f"Held-out loss against {over}", what, axes, series, note + _undrawn_note(ranking))
 
 
-def _meter(
-    ranking: Ranking, done: Counting, heading: str, axis: Axis, read: Callable[[GpuMeters], Series]
+def _meter_chart(
+    ranking: Ranking, completed: ByOption, heading: str, axis: Axis, read: Callable[[GpuMeters], Series]
 ) -> Chart | None:
-    """Of each option's first completed seed that has a series, the first GPU's."""
-    lines = []
-    for option, kind in _drawn(ranking).items():
-        metered = [record.meters.gpus[0] for record in done[option] if record.meters and record.meters.gpus]
-        first = next((own for gpu in metered if len(own := read(gpu)) > 1), None)
-        if first:
-            lines.append(_Series(option, kind, first))
+    """A GPU meter over time: of each option the first GPU, with the first completed seed that has readings."""
+    series = []
+    for option, kind in _drawn_options(ranking).items():
+        metered = [record.meters.gpus[0] for record in completed[option] if record.meters and record.meters.gpus]
+        first_readings = next((readings for gpu in metered if len(readings := read(gpu)) > 1), None)
+        if first_readings:
+            series.append(_Series(option, kind, first_readings))
     note = "Of the first rank's GPU with the first completed seed, as the bench sampled it; at most 64 points."
     axes = (Axis("seconds since the launch", "{:g}".format), axis)
-    return _line_chart(heading, f"the first seed of {len(lines)} options", axes, lines, note + _undrawn(ranking))
+    what = f"the first seed of {len(series)} options"
+    return _line_chart(heading, what, axes, series, note + _undrawn_note(ranking))
 
 
-def _steps(ranking: Ranking, done: Counting) -> Chart | None:
+def _step_time_chart(ranking: Ranking, completed: ByOption) -> Chart | None:
     """Quantiles of each option's timed steps in seconds, all seeds together, as boxes."""
     quantiles: dict[str, list[float]] = {}
-    for option in _drawn(ranking):
-        completed = [r.outcome.measurement for r in done[option] if isinstance(r.outcome, Completed)]
-        if steps := [seconds for measurement in completed for seconds in measurement.step_seconds]:
+    for option in _drawn_options(ranking):
+        measurements = [r.outcome.measurement for r in completed[option] if isinstance(r.outcome, Completed)]
+        if steps := [seconds for measurement in measurements for seconds in measurement.step_seconds]:
             quantiles[option] = [float(q) for q in np.percentile(steps, QUANTILES)]
     if not quantiles:
         return None
@@ -347,26 +348,27 @@ def _steps(ranking: Ranking, done: Counting) -> Chart | None:
     picture = Picture(
         "Step times", "quantiles of the timed steps of each option",
         (Axis("seconds per optimizer step", units.seconds, _FAR_APART), Axis("", str)),
-        ([q for own in quantiles.values() for q in own], [0.6, 0.4 - len(quantiles)]),
+        ([q for values in quantiles.values() for q in values], [0.6, 0.4 - len(quantiles)]),
         height=70.0 + 30 * len(quantiles), left=_NAMES, names=names,
     )  # fmt: skip
-    legend = [(option, kind) for option, kind in _drawn(ranking).items() if option in quantiles]
+    legend = [(option, kind) for option, kind in _drawn_options(ranking).items() if option in quantiles]
     for (place, _), (option, kind) in zip(names, legend, strict=True):
         low, first, middle, third, high = map(picture.x, quantiles[option])
         fifth, _, median, _, last = map(units.seconds, quantiles[option])
-        y, told = picture.y(place), f"{option}: median {median}, 5th to 95th percentile {fifth} to {last}"
+        y, title = picture.y(place), f"{option}: median {median}, 5th to 95th percentile {fifth} to {last}"
         box = _element("rect", f"box s{kind}", x=first, y=y - 8, width=max(1.5, third - first), height=16)
-        lines = _line(f"whisker s{kind}", (low, y), (high, y)), _line("median", (middle, y - 8), (middle, y + 8))
-        picture.shapes.append(f"<g>{_titled(told)}{lines[0]}{box}{lines[1]}</g>")
+        whisker = _line_element(f"whisker s{kind}", (low, y), (high, y))
+        bar = _line_element("median", (middle, y - 8), (middle, y + 8))
+        picture.shapes.append(f"<g>{_title_element(title)}{whisker}{box}{bar}</g>")
     note = (
         "Box: the middle half of all timed steps, its bar the median; whiskers: from the 5th to the 95th "
         "percentile. All seeds together; further left is better."
     )
-    return Chart("Step times", picture.render(), legend, f"{note} {left_out}".strip() + _undrawn(ranking))
+    return Chart("Step times", picture.render(), legend, f"{note} {left_out}".strip() + _undrawn_note(ranking))
 
 
-def _pareto(ranking: Ranking) -> Chart | None:
-    """The picture, or None where fewer than two options have both figures."""
+def _pareto_chart(ranking: Ranking) -> Chart | None:
+    """Speed against memory; None where fewer than two options have both figures."""
     metric = "peak_device_memory_bytes"
     rows = [row for row in ranking.rows if row.n and row.identity.comparable and not row.control]
     if not rows or any(row.metrics[metric].value is None for row in rows):
@@ -386,7 +388,7 @@ def _pareto(ranking: Ranking) -> Chart | None:
     taken = [(x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS) for x, y, _ in places]
     short, left_out = labels([row.option for _, _, row in places], _NAME_ROOM)
     for x, y, row in places[:_MOST_LABELS]:
-        picture.shapes += _name_beside(x, y, short[one_line(row.option)], taken)
+        picture.shapes += _placed_name(x, y, short[one_line(row.option)], taken)
     cross = "" if all(row.eligible for _, _, row in points) else _CROSS
     return Chart("Speed against memory", picture.render(), [], f"{_PARETO_NOTE}{cross} {left_out}".strip())
 
@@ -395,7 +397,7 @@ def _marker(x: float, y: float, row: Row) -> str:
     names = ("tokens_per_second", "peak_memory_bytes", "final_loss")
     speed, memory, loss = (row.metrics[name].value for name in names)
     title = f"{row.option}: {units.count(speed)} tokens/s, {units.size(memory)}"
-    title = _titled(title if loss is None else f"{title}, loss {units.significant(loss)}")
+    title = _title_element(title if loss is None else f"{title}, loss {units.significant(loss)}")
     if not row.eligible:
         left, right, top, bottom = x - _ARM, x + _ARM, y - _ARM, y + _ARM
         lines = f"M{left:.1f} {top:.1f}L{right:.1f} {bottom:.1f}M{left:.1f} {bottom:.1f}L{right:.1f} {top:.1f}"
@@ -403,21 +405,21 @@ def _marker(x: float, y: float, row: Row) -> str:
     return _element("circle", f"marker {'full' if row.pareto else 'hollow'}", title, cx=x, cy=y, r=_RADIUS)
 
 
-def _name_beside(x: float, y: float, words: str, taken: list[_Box]) -> list[str]:
-    """Right, left, above or below the marker, further away where that is taken; nothing where none is free."""
-    width = len(words) * _LETTER
+def _placed_name(x: float, y: float, name: str, taken: list[_Box]) -> list[str]:
+    """A name right, left, above or below its marker, further away where that is taken; none where all is."""
+    width = len(name) * _LETTER
     right = WIDTH - 2 * _LETTER  # some words are wider than so many letters of middling width
-    for far in (0.0, _LINE, 2 * _LINE, 3 * _LINE):
-        for down in dict.fromkeys((far, -far)):
+    for distance in (0.0, _LINE, 2 * _LINE, 3 * _LINE):
+        for offset in dict.fromkeys((distance, -distance)):
             for anchor, left in (("start", x + 10), ("end", x - 10 - width), ("middle", x - width / 2)):
-                if anchor == "middle" and not far:
+                if anchor == "middle" and not distance:
                     continue
-                box = (left, y + down - 8, left + width, y + down + 6)
+                box = (left, y + offset - 8, left + width, y + offset + 6)
                 is_taken = any(left < o[2] and o[0] < box[2] and box[1] < o[3] and o[1] < box[3] for o in taken)
                 if left >= LEFT and box[2] <= right and box[1] >= 0 and not is_taken:
                     taken.append(box)
                     at = {"start": left, "end": left + width, "middle": x}[anchor]
-                    return [_words("label", at, y + down + 4, words, anchor)]
+                    return [_text_element("label", at, y + offset + 4, name, anchor)]
     return []
 
 
@@ -426,8 +428,8 @@ def _search_charts(ranking: Ranking) -> list[Chart | None]:
     search = ranking.search
     if search is None:
         return []
-    tuning = [own for own in search.tuning if all(len(tried.values) == 1 for tried in own.tried)]
-    path = next((path for own in tuning for tried in own.tried for path in tried.values), "")
+    tuning = [best for best in search.tuning if all(len(trial.values) == 1 for trial in best.tried)]
+    path = next((path for best in tuning for trial in best.tried for path in trial.values), "")
     metric = METRICS[tuning[0].metric].title if tuning else ""
     return [
         _search_chart(ranking, search.sizes, "Speed over the micro-batch size"),
@@ -436,12 +438,12 @@ def _search_charts(ranking: Ranking) -> list[Chart | None]:
 
 
 def _search_chart(ranking: Ranking, searched: Sequence[OwnBest], heading: str) -> Chart | None:
-    kinds, lines = _drawn(ranking), []
-    for own in searched:
-        known = [((float(*t.values.values()), t.value), t) for t in own.tried if t.value is not None]
-        ringed = [(at, f"{own.option}: {at[0]:g}, {tried_text(own, t)}") for at, t in known if t.chosen]
-        if own.option in kinds and known:
-            lines.append(_Series(own.option, kinds[own.option], [at for at, _ in known], ringed=ringed))
+    kinds, lines = _drawn_options(ranking), []
+    for best in searched:
+        known = [((float(*t.values.values()), t.value), t) for t in best.tried if t.value is not None]
+        ringed = [(point, f"{best.option}: {point[0]:g}, {trial_text(best, t)}") for point, t in known if t.chosen]
+        if best.option in kinds and known:
+            lines.append(_Series(best.option, kinds[best.option], [point for point, _ in known], ringed=ringed))
     if not lines:
         return None
     metric = METRICS[searched[0].metric]
@@ -451,23 +453,23 @@ def _search_chart(ranking: Ranking, searched: Sequence[OwnBest], heading: str) -
     return _line_chart(heading, f"{len(lines)} options", axes, lines, _SEARCH_NOTE)
 
 
-def tried_text(own: OwnBest, tried: Tried) -> str:
-    """The figure of one trial of a search, or how it failed."""
-    figure = tried.outcome if tried.value is None else METRICS[own.metric].show(tried.value)
-    return f"{figure} (chosen)" if tried.chosen else figure
+def trial_text(best: OwnBest, trial: Tried) -> str:
+    """The figure of one trial of a search, or the outcome of one that failed."""
+    figure = trial.outcome if trial.value is None else METRICS[best.metric].show(trial.value)
+    return f"{figure} (chosen)" if trial.chosen else figure
 
 
-def attention_chart(option: str, inside: Inspection) -> Chart:
-    """What of an option's last layer attends to what, mean over heads: a square for each pair of tokens."""
-    rows, columns = len(inside.attention), len(inside.attention[0])
-    title = _titled(f"Attention of {option}: rows attend to columns")
+def attention_chart(option: str, inspection: Inspection) -> Chart:
+    """The attention of an option's last layer, mean over heads: a square for each pair of tokens."""
+    rows, columns = len(inspection.attention), len(inspection.attention[0])
+    title = _title_element(f"Attention of {option}: rows attend to columns")
     size = f"{_MAP_LEFT + _SQUARE * columns + 4} {_ABOVE + _SQUARE * rows + 4}"
     parts = [f'<svg class="picture" viewBox="0 0 {size}" role="img">{title}']
-    for number, word in enumerate(inside.attention_columns[:columns]):
+    for number, word in enumerate(inspection.attention_columns[:columns]):
         x, y = round(_MAP_LEFT + _SQUARE * (number + 0.7)), _ABOVE - 6
-        parts.append(_element("text", "tick", _short(word), x=x, y=y, transform=f"rotate(-60 {x} {y})"))
-    for number, weights in enumerate(inside.attention):
-        y, word = _ABOVE + _SQUARE * number, _short(inside.attention_rows[number])
+        parts.append(_element("text", "tick", _token_label(word), x=x, y=y, transform=f"rotate(-60 {x} {y})"))
+    for number, weights in enumerate(inspection.attention):
+        y, word = _ABOVE + _SQUARE * number, _token_label(inspection.attention_rows[number])
         parts.append(_element("text", "tick", word, x=_MAP_LEFT - 6, y=y + 12, text_anchor="end"))
         for place, weight in enumerate(weights):
             if weight >= 0.01:
@@ -477,5 +479,5 @@ def attention_chart(option: str, inside: Inspection) -> Chart:
     return Chart(one_line(option, 120), "".join(parts) + "</svg>", [], note)
 
 
-def _short(word: str) -> str:
+def _token_label(word: str) -> str:
     return escape(one_line(word.replace("\n", "\u21b5").strip() or "\u2423", _WORD))

@@ -15,7 +15,7 @@ from selectbench.gpu.devices import source
 from selectbench.record.record import Completed, Record
 from selectbench.record.run_folder import MODEL, TRIALS
 from selectbench.report import document as doc
-from selectbench.report.ranking import figure, known_columns, unknown_states
+from selectbench.report.ranking import figure, known_metrics, unknown_state_lines
 from selectbench.suite.command import CommandJob
 from selectbench.suite.suite import MachineChoice, Suite
 from selectbench.text import one_line
@@ -95,7 +95,7 @@ def gpu_section(ranking: Ranking) -> list[doc.Section]:
              doc.Amount(work.matmul_flops_per_second, units.flops_per_second), _mean(row, "matmul_rate_share")]
             for row, work in ((row, gpu.arithmetic) for row, gpu in rows)
         )))  # fmt: skip
-    notes = [*unknown_states(ranking), *_unknown(rows), _POWER_CAP]
+    notes = [*unknown_state_lines(ranking), *_unknown(rows), _POWER_CAP]
     return [doc.Section("gpu", "GPU", [*blocks, doc.Listing([f"{note}." for note in notes])])]
 
 
@@ -270,7 +270,7 @@ def _comparing(suite: Suite, ranking: Ranking) -> Iterator[str]:
     family = ranking.family
     if family is None or not family.tests:
         return
-    known = known_columns(ranking, [*family.thresholds]) or [family.objective]
+    known = known_metrics(ranking, [*family.thresholds]) or [family.objective]
     thresholds = ", ".join(f"{name} {family.thresholds[name]:.2g}" for name in known)
     tests = f"{family.tests} test{'s' * (family.tests > 1)}"
     seeds = ", ".join(map(str, family.looks))

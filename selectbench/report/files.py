@@ -17,8 +17,8 @@ import numpy as np
 from selectbench.analysis.result import Ranking, Row
 from selectbench.record.record import Completed, Record
 from selectbench.report import document as doc
-from selectbench.report.charts import counting, interval_bars
-from selectbench.report.ranking import rows_of
+from selectbench.report.charts import completed_by_option, interval_bars
+from selectbench.report.ranking import table_rows
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite
 from selectbench.text import clean, json_text, one_line
@@ -40,7 +40,7 @@ def render_csv(ranking: Ranking, *, guards: bool = True) -> str:
     own = [name for name in (ranking.rows[0].metrics if ranking.rows else ()) if name not in METRICS]
     names = [*METRICS, *own]
     writer.writerow([*_FIRST, *(f"{name}{part}" for name in names for part in _OF_A_METRIC), *_LAST])
-    for row in rows_of(ranking):
+    for row in table_rows(ranking):
         metrics = [row.metrics[name] for name in names]
         figures = ((m.value, m.standard_deviation, m.ratio_to_baseline, m.ratio_low, m.ratio_high) for m in metrics)
         constraints = [f"{c.constraint}: {c.verdict}" for c in row.constraints]
@@ -66,7 +66,7 @@ def benchmark_json(
     suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any]
 ) -> str:
     """`records`: those that count. The same arguments give the same bytes: the time is that of the first trial."""
-    rounds = {option: _rounds(suite, own) for option, own in counting(ranking, records).items()}
+    rounds = {option: _rounds(suite, own) for option, own in completed_by_option(ranking, records).items()}
     cpu, system = environment.get("cpu_model") or "", environment.get("system") or ""
     content = {
         "machine_info": {

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Ranking, Row
 from selectbench.record.record import Meters, Record
-from selectbench.report.ranking import causes
+from selectbench.report.ranking import cause_lines
 from selectbench.suite.metrics import METRICS
 
 BF16 = ("bf16", {"precision": {"name": "bf16_mixed"}})
@@ -174,7 +174,7 @@ def test_an_oom_on_a_shared_gpu_is_no_finding() -> None:
     assert found.gpu is not None
     assert found.gpu.states == {"clean": 1, "shared": 1}
     assert "Not ranked: bf16 (oom)." in ranking.answer
-    assert any("oom" in cause and "this says nothing about the option" in cause for cause in causes(ranking))
+    assert any("oom" in cause and "this says nothing about the option" in cause for cause in cause_lines(ranking))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from rich.console import Console
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Ranking
 from selectbench.record.record import RankMemory
-from selectbench.report.ranking import same_job
+from selectbench.report.ranking import same_job_lines
 from selectbench.report.sections import summary
 from selectbench.report.terminal import print_document
 
@@ -37,26 +37,26 @@ def test_one_row_that_differs_as_declared() -> None:
         "Same job: bf16 differs from fp32 only in compute dtype (declared: precision); weights, tokens, evaluation "
         "set, schedule and step count are the same."
     )
-    assert same_job(ranking_of(BF16)) == [line]
+    assert same_job_lines(ranking_of(BF16)) == [line]
     assert line in printed(ranking_of(BF16))
 
 
 def test_rows_that_differ_otherwise_share_a_line() -> None:
     ranking = ranking_of(BF16, LION)
-    (line,) = same_job(ranking)
+    (line,) = same_job_lines(ranking)
     assert line.startswith("Same job: every other row differs from fp32 at most in compute dtype and optimizer")
 
 
 def test_rows_that_share_a_sentence_say_it_once() -> None:
     fp16 = ("fp16", {"precision": {"name": "fp16_mixed"}})
     ranking = ranking_of(BF16, fp16, found={"fp16": {"compute_dtype": "float16"}})
-    (line,) = same_job(ranking)
+    (line,) = same_job_lines(ranking)
     assert line.startswith("Same job: every other row differs from fp32 only in compute dtype")
 
 
 def test_what_differs_is_not_said_to_be_the_same() -> None:
     fp16 = ("fp16", {"precision": {"name": "fp16_mixed"}})
-    (line,) = same_job(ranking_of(fp16, found={"fp16": {"steps_applied": 59}}))
+    (line,) = same_job_lines(ranking_of(fp16, found={"fp16": {"steps_applied": 59}}))
     assert "only in steps applied and compute dtype (declared: precision)" in line
     assert line.endswith("weights, tokens, evaluation set and schedule are the same.")
 
@@ -64,7 +64,7 @@ def test_what_differs_is_not_said_to_be_the_same() -> None:
 def test_no_evaluation_set_is_claimed_where_there_was_none() -> None:
     suite = make_suite("fp32", "again", seeds=[0], job={"eval": "none"})
     blind: dict[str, Any] = {"final_loss": None, "identity": {"evaluation_set_sha256": None}}
-    (line,) = same_job(rank(suite, [make_record(o, 0, **blind) for o in ("fp32", "again")]))
+    (line,) = same_job_lines(rank(suite, [make_record(o, 0, **blind) for o in ("fp32", "again")]))
     assert line == (
         "Same job: again differs from fp32 in nothing that was checked; weights, tokens, schedule and step count "
         "are the same."
@@ -73,7 +73,7 @@ def test_no_evaluation_set_is_claimed_where_there_was_none() -> None:
 
 def test_what_is_not_verified_is_said_and_not_claimed() -> None:
     found = {"bf16": {"compute_dtype": "bfloat16", "token_stream_sha256": None, "first_step_gradient_norm": None}}
-    same, hidden = same_job(ranking_of(BF16, found=found))
+    same, hidden = same_job_lines(ranking_of(BF16, found=found))
     assert same.startswith("Same job, as far as verified: bf16")
     assert same.endswith("; weights, evaluation set, schedule and step count are the same.")
     assert hidden == "Not verified: token stream (bf16); first step gradient norm (bf16)."
@@ -82,7 +82,7 @@ def test_what_is_not_verified_is_said_and_not_claimed() -> None:
 
 def test_without_an_identity_nothing_is_said_to_be_the_same() -> None:
     records = [make_record("fp32", 0), replace(make_record("bf16", 0), identity=None)]
-    assert same_job(rank(make_suite("fp32", BF16, seeds=[0]), records)) == [
+    assert same_job_lines(rank(make_suite("fp32", BF16, seeds=[0]), records)) == [
         "Not verified: identity: none recorded for seed 0 (bf16)."
     ]
 
@@ -116,13 +116,13 @@ def test_the_report_has_a_section_for_it() -> None:
 def test_nothing_is_said_where_nothing_can_be_compared() -> None:
     records = [make_record("fp32", 0), make_failure("bf16", 0, "oom")]
     ranking = rank(make_suite("fp32", BF16, seeds=[0]), records)
-    assert same_job(ranking) == []
+    assert same_job_lines(ranking) == []
 
 
 def test_where_the_baseline_failed_the_sentence_names_what_took_its_place() -> None:
     records = [make_failure("fp32", 0, "oom"), make_record("bf16", 0, identity=FOUND["bf16"]),
                make_record("lion", 0, identity=FOUND["lion"])]  # fmt: skip
-    (line,) = same_job(rank(make_suite("fp32", BF16, LION, seeds=[0]), records))
+    (line,) = same_job_lines(rank(make_suite("fp32", BF16, LION, seeds=[0]), records))
     assert line.startswith("Same job: lion differs from bf16 only in compute dtype and optimizer, as declared;")
 
 

@@ -14,7 +14,7 @@ from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Ranking
 from selectbench.launch.publish import COMMAND
 from selectbench.record.record import Record
-from selectbench.report.ranking import place, ties_note
+from selectbench.report.ranking import rank_text, ties_note
 from selectbench.report.sections import summary
 from selectbench.report.terminal import print_document
 from selectbench.suite.suite import Suite
@@ -34,7 +34,7 @@ def noisy_between() -> tuple[Suite, list[Record], Ranking]:
 
 def test_a_row_has_every_rank_that_it_may_have(noisy_between: tuple[Suite, list[Record], Ranking]) -> None:
     _, _, ranking = noisy_between
-    assert {row.option: place(row) for row in ranking.rows} == {
+    assert {row.option: rank_text(row) for row in ranking.rows} == {
         "fast": "1-2",
         "noisy": "1-3",
         "base": "2-3",
@@ -48,7 +48,7 @@ def test_a_row_that_is_told_from_all_has_one_rank(noisy_between: tuple[Suite, li
     suite, records, _ = noisy_between
     two = make_suite("base", LR["fast"], seeds=suite.seeds, decide={"constraints": []})
     ranking = rank(two, [record for record in records if record.trial.option != "noisy"])
-    assert [place(row) for row in ranking.rows] == ["1", "2"]
+    assert [rank_text(row) for row in ranking.rows] == ["1", "2"]
     assert ties_note(ranking) == []
     assert "its rank may be any" not in render(two, ranking, records[:5], {}, COMMAND)
 
