@@ -553,9 +553,9 @@ def init(
 
 
 def _observed_suite(command: str, path: Path) -> str:
-    from selectbench.launch.command import observe, seen_lines, suite_text
+    from selectbench.launch.command import observe, observed_lines, suite_text
     from selectbench.report.terminal import observed_table
 
     observed = observe(command, _notify)
-    _console().print(observed_table(seen_lines(observed)))
+    _console().print(observed_table(observed_lines(observed)))
     return suite_text(command, observed, path.absolute().parent)

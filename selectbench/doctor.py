@@ -505,7 +505,7 @@ def check_site(site: Site, notify: Notify) -> tuple[RenderableType, bool]:
             f'{shlex.join(_worker_command("node"))} "$SLURM_PROCID" "$SLURM_NTASKS"',
         ]  # fmt: skip
         command = [
-            "srun", f"--nodes={idle}", "--ntasks-per-node=1", *site.asked, "--cpu-bind=none",
+            "srun", f"--nodes={idle}", "--ntasks-per-node=1", *site.sbatch_options, "--cpu-bind=none",
             "--quiet", "--time=10", f"--immediate={IMMEDIATE_SECONDS}", "bash", "-c", "\n".join(script),
         ]  # fmt: skip
     facts_by_node, problems = dict[str, dict[str, Any]](), list[str]()

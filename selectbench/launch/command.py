@@ -1,4 +1,4 @@
-"""What a training command needs before it runs, tokens, digest, order; and `init --from-command` watching one."""
+"""What a training command needs before it runs, tokens, digest, order; and what `init --from-command` does."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from selectbench.suite.suite import Limits, Suite
 from selectbench.text import one_line, visible
 
 MOST_FILES = 20_000
-"""In a command's folder; what its scripts are in one with more, nobody looks at."""
+"""In a command's folder; where there are more, its scripts have no digest."""
 _SCRIPTS = (".py", ".sh", ".yaml", ".yml", ".toml", ".cfg")
 _MOST_BYTES = 1 << 20
 Facts = dict[str, str | int | None]
@@ -58,13 +58,13 @@ Facts = dict[str, str | int | None]
 
 
 def command_facts(suite: Suite, notify: Callable[[str], None]) -> Facts:
-    """Of its scripts and its held-out tokens, which are written into the cache. Raises UserError."""
+    """The facts on the scripts and the held-out tokens, which are written into the cache. Raises UserError."""
     job = suite.command
     assert job is not None
     facts: Facts = {"scripts_sha256": scripts_sha256(job)}
     if not isinstance(job.eval, HeldOut):
         return facts
-    ids = _read_ids(job.eval) if job.eval.heldout is not None else _encoded(job.eval, notify)
+    ids = _read_ids(job.eval) if job.eval.heldout is not None else _encode(job.eval, notify)
     content = np.ascontiguousarray(ids[: job.eval.tokens + 1], dtype="<i8").tobytes()
     digest = hashlib.sha256(content).hexdigest()
     file = _heldout_file(digest)
@@ -80,26 +80,26 @@ def command_facts(suite: Suite, notify: Callable[[str], None]) -> Facts:
 
 
 def _heldout_file(digest: str) -> Path:
-    """Little-endian int64, as the observer reads it."""
+    """The file of held-out tokens in the cache: little-endian int64, as the observer reads it."""
     return cache_root() / "heldout" / digest[:24] / "tokens.bin"
 
 
 def _read_ids(held_out: HeldOut) -> np.ndarray:
     path = Path(held_out.heldout or "")
     try:
-        found = np.load(path, allow_pickle=False, mmap_mode="r")
+        array = np.load(path, allow_pickle=False, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         raise UserError(f"job.eval.heldout: {path}: is no .npy file of numbers, as numpy.save writes it") from None
-    if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu" or found.size < 3:
-        kind = found.dtype if isinstance(found, np.ndarray) else type(found).__name__
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.size < 3:
+        kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise UserError(f"job.eval.heldout: {path}: expected an array of token ids, found {kind}")
-    ids: np.ndarray = found.reshape(-1)[: held_out.tokens + 1]
+    ids: np.ndarray = array.reshape(-1)[: held_out.tokens + 1]
     if int(ids.min()) < 0:
         raise UserError(f"job.eval.heldout: {path}: a token id is below 0")
     return ids
 
 
-def _encoded(held_out: HeldOut, notify: Callable[[str], None]) -> np.ndarray:
+def _encode(held_out: HeldOut, notify: Callable[[str], None]) -> np.ndarray:
     try:
         from tokenizers import Tokenizer
     except ImportError:
@@ -152,20 +152,20 @@ def scripts_sha256(job: CommandJob) -> str | None:
 
 @contextmanager
 def meeting_place(address: str) -> Iterator[str]:
-    """HOST:PORT of this address where a command may listen; whoever asks for any port is given another."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as held:
-        held.bind((address, 0))
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # who listens with that too can have it
-        yield f"{f'[{address}]' if ':' in address else address}:{held.getsockname()[1]}"
+    """HOST:PORT of this address where a command may listen; nobody who asks for any free port is given it."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as holder:
+        holder.bind((address, 0))
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the command listens with the same option
+        yield f"{f'[{address}]' if ':' in address else address}:{holder.getsockname()[1]}"
 
 
 def command_order(
     suite: Suite, planned: PlannedTrial, ranks: int, run: Path, facts: Mapping[str, object], rdzv: str,
     lane: int | None = None, place: Place | None = None,
 ) -> CommandOrder:  # fmt: skip
-    """The order of a trial in the run's folder; `lane`: where several run side by side.
+    """The order of a trial in the run's folder; `lane`: its number, where several run side by side.
 
-    `rdzv`: HOST:PORT for the command's own use; `place`: of one node among several.
+    `rdzv`: HOST:PORT for the command's own use; `place`: which ranks are this node's, where there are several.
 
     Raises UserError where the held-out tokens left the cache.
     """
@@ -196,22 +196,22 @@ def command_order(
     )  # fmt: skip
 
 
-# `init --from-command`: runs a training command for a few steps, says what was seen of it, and writes a suite.
+# `init --from-command` runs a training command for a few steps, says what was observed, and writes a suite.
 
 
 TEMPLATE = Path(suites.__file__).with_name("command_template.yaml")
 STEPS = 6
-"""Optimizer steps that are watched."""
+"""Optimizer steps that are observed."""
 MOST_SECONDS = 900.0
-"""Longest time for them, with all that comes before: a model that is loaded, a graph that is compiled."""
+"""Longest time for these steps and for what comes before: loading a model, compiling a graph."""
 UNKNOWN_STEPS = 200
-"""Of a trial where the command does not say how many it makes."""
+"""Steps of a trial where the command does not say how many it makes."""
 LONG_SECONDS = 600.0
 """A trial that takes longer is cut off, in the suite that is written, after SHOWN_SECONDS."""
 SHOWN_SECONDS = 120.0
 WARMUP_STEPS = 20
 MAY_BE_HIDDEN = ("initial_weights_sha256", "gradient_dtype", "optimizer_state_dtype", "attention", "dropout")
-"""Fields of the certificate that some scripts do not show, without a reason that is told."""
+"""Fields of the certificate that are not observed of some scripts; no reason is given for them."""
 _SEEDS = "(?:random[-_])?seed"
 _STEPS = "(?:max|num|total|train)[-_](?:train[-_])?(?:steps|iters|iterations)|(?:trainer|training)[-_]steps|steps"
 _RANKS = "nproc[-_]per[-_]node|num[-_]processes"
@@ -219,7 +219,7 @@ _CHANGES = {
     "bf16": "compute_dtype", "fp16": "compute_dtype", "amp": "compute_dtype", "tf32": "matmul_tf32",
     "compile": "compiled", "fused": "optimizer",
 }  # fmt: skip
-"""Flags that are a choice: what they change of the certificate."""
+"""Flags of scripts that are a choice, each with the field of the certificate that it changes."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class Observed:
 
     finished: Finished
     model: Mapping[str, Any]
-    """The observer's own line on the model: its class and device."""
+    """The observer's event on the model: its class and device."""
 
 
 def observe(command: str, notify: Notify) -> Observed:
@@ -265,8 +265,8 @@ def observe(command: str, notify: Notify) -> Observed:
             raise KeyboardInterrupt
         log = folder / "trial" / LOG_NAME
         if isinstance(end.outcome, Failed) or end.finished is None:
-            raise UserError(_why(end.outcome, log))
-        return Observed(end.finished, _model_line(folder / "trial" / "observed"))
+            raise UserError(_failure_text(end.outcome, log))
+        return Observed(end.finished, _model_event(folder / "trial" / "observed"))
 
 
 def _job(command: str) -> CommandJob:
@@ -274,20 +274,20 @@ def _job(command: str) -> CommandJob:
     try:
         return CommandJob(command=literal, directory=str(Path.cwd()), max_steps=STEPS)
     except ValidationError as error:
-        told = "; ".join(str(detail.get("ctx", {}).get("error") or detail["msg"]) for detail in error.errors())
-        raise UserError(f"--from-command {visible(command)}: {told}") from None
+        problems = [str(detail.get("ctx", {}).get("error") or detail["msg"]) for detail in error.errors()]
+        raise UserError(f"--from-command {visible(command)}: {'; '.join(problems)}") from None
 
 
-def _why(outcome: object, log: Path) -> str:
-    """What went wrong, with the end of the command's output."""
+def _failure_text(outcome: object, log: Path) -> str:
+    """Why no suite was written, with the end of the command's output."""
     detail = outcome.detail if isinstance(outcome, Failed) else ""
     kind = f" ({outcome.kind})" if isinstance(outcome, Failed) and outcome.kind in ("oom", "timeout") else ""
     tail = log_tail(log)
-    told = f"--from-command: no suite was written{kind}: {detail}"
-    return told if not tail or tail in detail else f"{told}\nThe end of its output:\n{tail}"
+    text = f"--from-command: no suite was written{kind}: {detail}"
+    return text if not tail or tail in detail else f"{text}\nThe end of its output:\n{tail}"
 
 
-def _model_line(observed: Path) -> Mapping[str, Any]:
+def _model_event(observed: Path) -> Mapping[str, Any]:
     for file in sorted(observed.glob("0-*.jsonl")):
         for line in file.read_text(encoding="utf-8").splitlines():
             event = json.loads(line)
@@ -296,18 +296,19 @@ def _model_line(observed: Path) -> Mapping[str, Any]:
     return {}
 
 
-def seen_lines(seen: Observed) -> list[tuple[str, str]]:
-    """What was seen, under which convention, and what was not, each with its name."""
-    identity, measured, script = seen.finished.identity, seen.finished.measurement, seen.finished.script
+def observed_lines(observed: Observed) -> list[tuple[str, str]]:
+    """Names and values of what was observed, the conventions that were verified, and what was not observed."""
+    finished, model = observed.finished, observed.model
+    identity, measured, script = finished.identity, finished.measurement, finished.script
     assert script is not None
     steps = script.first_steps
     rates = list(dict.fromkeys(f"{max(step.rates):.3g}" for step in steps if step.rates))
     rows = list(dict.fromkeys(script.rows_per_step))
     micro = identity.gradient_accumulation_steps
-    found = {
-        "model": f"{seen.model.get('name', 'unknown')}, {identity.parameters:,} parameters",
+    values = {
+        "model": f"{model.get('name', 'unknown')}, {identity.parameters:,} parameters",
         "optimizer": ", ".join(identity.optimizer or []),
-        "device": f"{seen.model.get('device', 'unknown')}, {identity.world_size} "
+        "device": f"{model.get('device', 'unknown')}, {identity.world_size} "
         f"rank{'s'[: identity.world_size > 1]}, {identity.strategy}{', compiled' if identity.compiled else ''}",
         "dtypes": f"parameters {identity.parameter_dtype}, computed in {identity.compute_dtype or 'unknown'}",
         "tokens per step": f"{units.count(measured.tokens_per_step)} in {' to '.join(map(str, rows))} rows, "
@@ -316,9 +317,9 @@ def seen_lines(seen: Observed) -> list[tuple[str, str]]:
         "loss": " to ".join(units.significant(s.loss) for s in (steps[0], steps[-1]) if s.loss is not None),
         "time per step": units.seconds(measured.step_time_median_seconds),
     }  # fmt: skip
-    lines = [(name, value) for name, value in found.items() if value]
-    lines += [(_plain(field), f"verified: {told}") for field, told in script.conventions.items()]
-    lines += [(_plain(field), f"not verified: {told}") for field, told in script.not_seen.items()]
+    lines = [(name, value) for name, value in values.items() if value]
+    lines += [(_plain(field), f"verified: {convention}") for field, convention in script.conventions.items()]
+    lines += [(_plain(field), f"not verified: {reason}") for field, reason in script.not_seen.items()]
     hidden = [_plain(field) for field in MAY_BE_HIDDEN if getattr(identity, field) is None]
     return lines + ([("not seen", ", ".join(hidden))] if hidden else [])
 
@@ -330,14 +331,14 @@ def _plain(field: str) -> str:
 # The suite: the command with placeholders, and options to edit.
 
 
-def suite_text(command: str, seen: Observed, folder: Path) -> str:
+def suite_text(command: str, observed: Observed, folder: Path) -> str:
     """A commented suite of the command, with two options to edit, for a file in this folder."""
     needs: list[str] = []
     text = command.strip().replace("{", "{{").replace("}", "}}")
     text, seed = _with_placeholder(text, "seed", _SEEDS, needs)
-    text, said_steps = _with_placeholder(text, "max_steps", _STEPS, needs)
-    text, said_ranks = _replaced(text, _RANKS, "world_size")
-    ranks = max(int(said_ranks or 1), seen.finished.identity.world_size)
+    text, stated_steps = _with_placeholder(text, "max_steps", _STEPS, needs)
+    text, stated_ranks = _replace_option(text, _RANKS, "world_size")
+    ranks = max(int(stated_ranks or 1), observed.finished.identity.world_size)
     flag = re.search(rf"\s(--({'|'.join(_CHANGES)})(?:[=\s]\s*[Tt]rue)?)(?=\s+-|\s*$)", text)
     if flag:
         text = text[: flag.start()] + text[flag.end() :]
@@ -347,17 +348,17 @@ def suite_text(command: str, seen: Observed, folder: Path) -> str:
     if words(text)[1:2] == ["-c"]:
         needs += ['A shell hands the words of {args} on only where its script says "$@", after a word of its own:',
                   "bash -c 'python train.py \"$@\"' sh {args}; until then `plan` refuses the command."]  # fmt: skip
-    steps = int(said_steps or UNKNOWN_STEPS)
-    second = seen.finished.measurement.step_time_median_seconds or 0.0
-    some = max(3 * WARMUP_STEPS, 10 * ceil(SHOWN_SECONDS / second / 10)) if second else steps
-    shown = steps if second * steps <= LONG_SECONDS else some
+    steps = int(stated_steps or UNKNOWN_STEPS)
+    step_seconds = observed.finished.measurement.step_time_median_seconds or 0.0
+    few = max(3 * WARMUP_STEPS, 10 * ceil(SHOWN_SECONDS / step_seconds / 10)) if step_seconds else steps
+    shown = steps if step_seconds * steps <= LONG_SECONDS else few
     schedule = "where the script's own schedule ends"
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         given=one_line(command, 200), needs="".join(f"  # {line}\n" for line in needs),
-        seen="\n".join(f"#   {name}: {one_line(told, 160)}" for name, told in seen_lines(seen)),
+        seen="\n".join(f"#   {name}: {one_line(value, 160)}" for name, value in observed_lines(observed)),
         command=json.dumps(f"{text} {{args}}", ensure_ascii=False),
         directory=json.dumps(os.path.relpath(Path.cwd(), folder), ensure_ascii=False),
-        max_steps=steps, schedule=schedule if said_steps else f"put here {schedule}",
+        max_steps=steps, schedule=schedule if stated_steps else f"put here {schedule}",
         stop=shown if shown < steps else "at_max_steps",
         stops="steps of the same schedule; or at_max_steps, or natural_end: when the script ends by itself"
         if shown < steps else "or natural_end: when the script ends by itself; or a number of steps",
@@ -368,28 +369,32 @@ def suite_text(command: str, seen: Observed, folder: Path) -> str:
     )  # fmt: skip
 
 
-def _with_placeholder(text: str, name: str, called: str, needs: list[str]) -> tuple[str, str | None]:
-    """The command with the placeholder where the value stood, or after an option that its script names."""
-    text, said = _replaced(text, called, name)
-    if said is None and (found := _named_by_script(text, called, name)) is not None:
-        needs.append(f"{found[0]} names {found[1]}, which was added.")
-        text += f" {found[1]} {{{name}}}"
-    return text, said
+def _with_placeholder(text: str, name: str, option: str, needs: list[str]) -> tuple[str, str | None]:
+    """The command with `{name}` for the value of an option, or after an option that its script has; the value.
+
+    `option`: a pattern of its name; `needs` takes up what was added.
+    """
+    text, value = _replace_option(text, option, name)
+    if value is None and (script_option := _option_of_script(text, option, name)) is not None:
+        script, flag = script_option
+        needs.append(f"{script} names {flag}, which was added.")
+        text += f" {flag} {{{name}}}"
+    return text, value
 
 
-def _replaced(command: str, called: str, name: str) -> tuple[str, str | None]:
+def _replace_option(command: str, option: str, name: str) -> tuple[str, str | None]:
     """The command with `--name 3`, `--name=3` or `name=3` as `{name}`, and the last 3; None: it has none."""
-    pattern = rf"(?<!\S)(-{{1,2}}(?:[\w-]+\.)*(?:{called})(?:=|\s+)|\+*(?:[\w-]+\.)*(?:{called})=)(\d+)(?!\S)"
-    said = [match[2] for match in re.finditer(pattern, command)]
-    return re.sub(pattern, rf"\1{{{name}}}", command), said[-1] if said else None
+    pattern = rf"(?<!\S)(-{{1,2}}(?:[\w-]+\.)*(?:{option})(?:=|\s+)|\+*(?:[\w-]+\.)*(?:{option})=)(\d+)(?!\S)"
+    values = [match[2] for match in re.finditer(pattern, command)]
+    return re.sub(pattern, rf"\1{{{name}}}", command), values[-1] if values else None
 
 
-def _named_by_script(command: str, called: str, name: str) -> tuple[str, str] | None:
+def _option_of_script(command: str, option: str, name: str) -> tuple[str, str] | None:
     """The first script among the command's words that has such an option in quotes, and the option."""
     for file in (Path(word) for word in words(command) if word.endswith(".py")):
         text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-        if found := re.search(rf"""["'](--(?:{called}))["']""", text):
-            return str(file), found[1]
+        if match := re.search(rf"""["'](--(?:{option}))["']""", text):
+            return str(file), match[1]
         if "HfArgumentParser" in text:  # which has TrainingArguments' options
             return str(file), f"--{name}"
     return None

@@ -21,7 +21,7 @@ from selectbench.machine import Machine, lock
 from selectbench.planning.plan import GpuNeed
 from selectbench.text import quoted
 
-# One lock for each GPU, between the runs of this tool on one machine, whoever's they are.
+# One lock for each GPU, between the runs of this tool on one machine, whichever user started them.
 #
 # A lock is a file named after the GPU's UUID, held by flock: the kernel lets go of it when the process ends,
 # however it ends. Containers that share a GPU but no folder do not see each other's locks; SELECTBENCH_LOCKS names
@@ -39,18 +39,18 @@ TURN = "claiming"
 
 def lock_folder() -> Path:
     """$SELECTBENCH_LOCKS, else one for all users of the machine."""
-    named = os.environ.get("SELECTBENCH_LOCKS")
-    return Path(named) if named else DEFAULT_FOLDER
+    folder = os.environ.get("SELECTBENCH_LOCKS")
+    return Path(folder) if folder else DEFAULT_FOLDER
 
 
 class Lock:
-    """A lock that this process holds."""
+    """A lock that this process holds until it releases it or ends."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
 
     def release(self) -> None:
-        """Let go of it; a second time does nothing."""
+        """Let go of the lock; a second call does nothing."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -58,7 +58,7 @@ class Lock:
 
 @contextmanager
 def my_turn() -> Iterator[None]:
-    """Alone among all runs while inside: choosing and locking take milliseconds. Raises UserError."""
+    """Keep all other runs from choosing GPUs or folders while inside, for milliseconds. Raises UserError."""
     turn = _lock(TURN, wait=True)
     assert turn is not None
     try:
@@ -73,18 +73,18 @@ def try_lock(uuid: str) -> Lock | None:
 
 
 def is_locked(uuid: str) -> bool:
-    """Whether a run has the GPU now; leaves no file behind. Raises UserError."""
+    """Whether a run has the GPU now; makes no file. Raises UserError."""
     if not _path(uuid).exists():
         return False
-    with my_turn():  # nobody fails to get the lock because it is looked at
-        free = try_lock(uuid)
-    if free is not None:
-        free.release()
-    return free is None
+    with my_turn():  # so that no other run fails to get the lock because this one tries it
+        gpu_lock = try_lock(uuid)
+    if gpu_lock is not None:
+        gpu_lock.release()
+    return gpu_lock is None
 
 
 def holder_pid(uuid: str) -> int | None:
-    """The process that last took the lock; None: unknown."""
+    """The id of the process that last took the lock; None: unknown."""
     try:
         return int(_path(uuid).read_text())
     except (OSError, ValueError):
@@ -108,10 +108,10 @@ def _lock(name: str, *, wait: bool) -> Lock | None:
             if not lock(descriptor, wait=wait):
                 return None
             try:
-                is_there = os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False))
+                is_same_file = os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False))
             except FileNotFoundError:
-                is_there = False
-            if is_there:  # else it was tidied away in between, and the next run would make a new one
+                is_same_file = False
+            if is_same_file:  # else it was removed in between, and the next run would make and lock a new one
                 os.truncate(descriptor, 0)
                 os.write(descriptor, f"{os.getpid()}\n".encode())
                 undo.pop_all()
@@ -119,12 +119,12 @@ def _lock(name: str, *, wait: bool) -> Lock | None:
 
 
 def _open(path: Path) -> int:
-    """The file, made where it is not there. Raises OSError.
+    """Open the lock's file, or make it. Raises OSError.
 
     Opened without O_CREAT first: a kernel with fs.protected_regular refuses O_CREAT on another user's file.
     """
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
-    umask = os.umask(0)  # every user may: modes are as stated
+    umask = os.umask(0)  # so that the modes are as stated, for every user
     try:
         path.parent.mkdir(FOLDER_MODE, exist_ok=True)
         while True:
@@ -146,8 +146,8 @@ def _open(path: Path) -> int:
 # Which GPUs a run takes, and that no other run of this tool takes them too.
 
 
-TELL_AGAIN_SECONDS = 600.0
-"""Between two lines of what is still waited for."""
+REPORT_AGAIN_SECONDS = 600.0
+"""Time between two lines that say what is still waited for."""
 POLL_SECONDS = 1.0
 _pause = partial(time.sleep, POLL_SECONDS)
 Notify = Callable[[str], None]
@@ -168,12 +168,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Busy:
-    """A GPU that something holds."""
+    """A GPU that something uses."""
 
     candidate: Candidate
     use: Use
     locked: bool
-    """By another run of this tool."""
+    """Whether another run of this tool has it."""
 
     def __str__(self) -> str:
         if self.locked:
@@ -192,7 +192,7 @@ class Busy:
 
     @property
     def holders(self) -> tuple[str, bool, frozenset[int]]:
-        """Who holds it, without figures that change all the time."""
+        """Who uses it, without figures that change all the time."""
         return self.candidate.gpu.uuid, self.locked, frozenset(tenant.pid for tenant in self.use.tenants)
 
 
@@ -211,15 +211,15 @@ class Claim:
         self.release()
 
     def keep(self, count: int) -> None:
-        """Let go of all beyond the first `count`."""
-        for held in self._locks[count:]:
-            held.release()
+        """Let go of all but the first `count`."""
+        for held_lock in self._locks[count:]:
+            held_lock.release()
         self.gpus, self._locks = self.gpus[:count], self._locks[:count]
 
     def release(self) -> None:
-        """Let go of all; a second time does nothing. `gpus` stays as it is, for reading."""
-        for held in self._locks:
-            held.release()
+        """Let go of all; a second call does nothing. `gpus` stays as it is, for reading."""
+        for held_lock in self._locks:
+            held_lock.release()
 
 
 @dataclass(frozen=True)
@@ -227,48 +227,48 @@ class Lane:
     """A part of the machine that runs one trial at a time."""
 
     number: int
-    """From 0."""
+    """The lane's number, from 0."""
     gpus: Sequence[Gpu]
-    """In the order of ranks; none on a CPU."""
+    """Its GPUs in the order of ranks; empty on a CPU."""
     cores: Sequence[int] = ()
-    """That its trials are kept to; empty: to none."""
+    """The cores that its trials are kept to; empty: they may use all."""
 
     def enter(self) -> None:
-        """Keeps the calling thread, and every process that it starts, to the lane's cores."""
+        """Keep the calling thread, and every process that it starts, to the lane's cores."""
         os.sched_setaffinity(0, self.cores)
 
 
 def lanes_in(machine: Machine, taken: Sequence[Gpu]) -> list[Lane]:
-    """Those of a run that has these GPUs."""
+    """The lanes of a run that has taken these GPUs."""
     if machine.lanes == 1:
         return [Lane(0, taken)]
-    each = len(taken) // machine.lanes
-    return [Lane(n, taken[n * each : (n + 1) * each], cores) for n, cores in enumerate(machine.lane_cores)]
+    count = len(taken) // machine.lanes
+    return [Lane(n, taken[n * count : (n + 1) * count], cores) for n, cores in enumerate(machine.lane_cores)]
 
 
 Blocked = tuple[object, str, list[str]]
-"""Why nothing was taken: who has it, how that is told to who waits, and the problem with its fix."""
+"""Why nothing was taken: who has it, what a user who waits is told, and the problem with its fix."""
 
 
-def _taken(
+def _claim(
     take: Callable[[], Claim | Blocked], notify: Notify, pause: Callable[[], object], *, wait: bool
 ) -> Claim:
-    """What `take` takes; with `wait` it is called until it does. Raises UserError."""
+    """What `take` takes; with `wait` it is called until it takes something. Raises UserError."""
     began, reported = time.monotonic(), None
-    while not isinstance(found := take(), Claim):
-        holders, told, problems = found
+    while not isinstance(claim := take(), Claim):
+        holders, reason, problems = claim
         if not wait:
             raise UserError(*problems)
         lasted = time.monotonic() - began
-        if reported != (reported := (holders, lasted // TELL_AGAIN_SECONDS)):
-            since = f", since {units.duration(lasted)}," if lasted >= TELL_AGAIN_SECONDS else ""
-            notify(f"waiting{since}{told}")
+        if reported != (reported := (holders, lasted // REPORT_AGAIN_SECONDS)):
+            since = f", since {units.duration(lasted)}," if lasted >= REPORT_AGAIN_SECONDS else ""
+            notify(f"waiting{since}{reason}")
         pause()
-    return found
+    return claim
 
 
 def claim_cores(*, wait: bool, notify: Notify, pause: Callable[[], object] = _pause) -> Claim:
-    """Take all cores that this process may use, for trials on them: two that run at once slow each other down.
+    """Take all cores that this process may use, for trials on them: runs that share cores slow each other down.
 
     Raises UserError where another run has one of them; with `wait` it comes back once all are free. Ctrl-C ends the
     waiting as KeyboardInterrupt, with nothing taken.
@@ -278,73 +278,73 @@ def claim_cores(*, wait: bool, notify: Notify, pause: Callable[[], object] = _pa
         with ExitStack() as undo, my_turn():
             locks: list[Lock] = []
             for core in sorted(os.sched_getaffinity(0)):
-                if (taken := try_lock(name := f"core-{core}")) is None:
+                if (core_lock := try_lock(name := f"core-{core}")) is None:
                     break
-                undo.callback(taken.release)
-                locks.append(taken)
+                undo.callback(core_lock.release)
+                locks.append(core_lock)
             else:
                 undo.pop_all()
                 return Claim(locks=locks)
             holder = holder_pid(name)
-        has_it = "another selectbench run measures on this CPU" + (f" (pid {holder})" if holder else "")
+        reason = "another selectbench run measures on this CPU" + (f" (pid {holder})" if holder else "")
         fix = "fix: wait with --wait, or give each run cores of its own (taskset)"
-        return holder, f": {has_it}", [f"{has_it}, and each would slow the other down", fix]
+        return holder, f": {reason}", [f"{reason}, and each would slow the other down", fix]
 
-    return _taken(take, notify, pause, wait=wait)
+    return _claim(take, notify, pause, wait=wait)
 
 
-def candidates(asked: str | None) -> list[Candidate]:
+def candidates(requested: str | None) -> list[Candidate]:
     """The visible GPUs, or those of them that `--gpus` names, in its order. Raises UserError.
 
-    `asked`: numbers among the visible ones (nvidia-smi's where CUDA_VISIBLE_DEVICES is not set), UUIDs, or
+    `requested`: numbers among the visible ones (nvidia-smi's where CUDA_VISIBLE_DEVICES is not set), UUIDs, or
     beginnings of UUIDs, by commas.
     """
     visible = [Candidate(number, gpu) for number, gpu in enumerate(gpus())]
-    if asked is None:
+    if requested is None:
         return visible
-    chosen = [_chosen(entry.strip(), visible) for entry in asked.split(",")]
+    chosen = [_find(entry.strip(), visible) for entry in requested.split(",")]
     for number, candidate in enumerate(chosen):
         if candidate in chosen[:number]:
-            raise UserError(f"--gpus {asked}: {candidate} is named twice")
+            raise UserError(f"--gpus {requested}: {candidate} is named twice")
     return chosen
 
 
-def _chosen(entry: str, visible: list[Candidate]) -> Candidate:
+def _find(entry: str, visible: list[Candidate]) -> Candidate:
     if entry.isdecimal():
-        fitting = [candidate for candidate in visible if candidate.number == int(entry)]
+        matches = [candidate for candidate in visible if candidate.number == int(entry)]
     else:
-        fitting = [candidate for candidate in visible if entry and candidate.gpu.uuid.startswith(entry)]
-    if len(fitting) == 1:
-        return fitting[0]
-    problem = "fits several GPUs" if fitting else "is no visible GPU"
-    there = ", ".join(f"{candidate.number} {candidate.gpu.uuid} ({candidate.gpu.name})" for candidate in visible)
-    raise UserError(f"--gpus: {quoted(entry)} {problem}; there are {there or 'none'}")
+        matches = [candidate for candidate in visible if entry and candidate.gpu.uuid.startswith(entry)]
+    if len(matches) == 1:
+        return matches[0]
+    problem = "fits several GPUs" if matches else "is no visible GPU"
+    names = ", ".join(f"{candidate.number} {candidate.gpu.uuid} ({candidate.gpu.name})" for candidate in visible)
+    raise UserError(f"--gpus: {quoted(entry)} {problem}; there are {names or 'none'}")
 
 
 def claim_gpus(
-    asked: str | None, need: GpuNeed, *, wait: bool, notify: Notify, pause: Callable[[], object] = _pause
+    requested: str | None, need: GpuNeed, *, wait: bool, notify: Notify, pause: Callable[[], object] = _pause
 ) -> Claim:
     """Take the first idle GPUs, or all of those that `--gpus` names, whether in use or not.
 
     Raises UserError where there are too few, or another run has one that is named; with `wait` it comes back once
     there are enough. Ctrl-C ends the waiting as KeyboardInterrupt, with nothing taken.
     """
-    offered, named = candidates(asked), asked is not None
+    offered, named = candidates(requested), requested is not None
 
     def take() -> Claim | Blocked:
-        claim, busy = _attempt(offered, need, named=named)
+        claim, busy = _try_claim(offered, need, named=named)
         if claim is None:
-            told = f" for {_wanted(offered, busy, need, named=named)}: {'; '.join(map(str, busy))}"
-            return [each.holders for each in busy], told, _shortage(offered, busy, need, named=named)
-        for each in busy if named else []:
-            notify(f"{each}; used anyway, as --gpus names it: its trials may be marked shared")
+            reason = f" for {_wanted(offered, busy, need, named=named)}: {'; '.join(map(str, busy))}"
+            return [gpu.holders for gpu in busy], reason, _shortage(offered, busy, need, named=named)
+        for gpu in busy if named else []:
+            notify(f"{gpu}; used anyway, as --gpus names it: its trials may be marked shared")
         return claim
 
-    return _taken(take, notify, pause, wait=wait)
+    return _claim(take, notify, pause, wait=wait)
 
 
-def _attempt(offered: list[Candidate], need: GpuNeed, *, named: bool) -> tuple[Claim | None, list[Busy]]:
-    """The claim, or None with nothing taken; and what something else is on."""
+def _try_claim(offered: list[Candidate], need: GpuNeed, *, named: bool) -> tuple[Claim | None, list[Busy]]:
+    """The claim, or None with nothing taken; and the GPUs that something else uses."""
     uses = _uses(offered)
     taken: list[tuple[Candidate, Lock]] = []
     busy: list[Busy] = []
@@ -366,17 +366,17 @@ def _attempt(offered: list[Candidate], need: GpuNeed, *, named: bool) -> tuple[C
     return Claim([candidate.gpu for candidate, _ in taken], [lock for _, lock in taken]), busy
 
 
-def idle_now(asked: str | None, need: GpuNeed) -> tuple[list[Gpu], list[str]]:
-    """What a run would get at this moment, and notes on what is in use; nothing is taken. Raises UserError.
+def idle_now(requested: str | None, need: GpuNeed) -> tuple[list[Gpu], list[str]]:
+    """The GPUs that a run would get at this moment, and notes on GPUs in use; takes nothing. Raises UserError.
 
-    All candidates where `--gpus` names them, or where a run would not start.
+    Returns all candidates where `--gpus` names them, or where a run would not start.
     """
-    offered = candidates(asked)
+    offered = candidates(requested)
     states = [Busy(c, use, locked=is_locked(c.gpu.uuid)) for c, use in zip(offered, _uses(offered), strict=True)]
     busy = [state for state in states if state.locked or not state.use.is_idle]
     notes = [f"{len(offered) - len(busy)} of {len(offered)} GPUs are idle now", *map(str, busy)]
     free = [state.candidate.gpu for state in states if state not in busy]
-    if asked is not None or len(free) < need.least:
+    if requested is not None or len(free) < need.least:
         return [candidate.gpu for candidate in offered], notes
     return free[: need.most], notes
 
@@ -398,17 +398,17 @@ def _wanted(offered: list[Candidate], busy: list[Busy], need: GpuNeed, *, named:
 
 
 def _shortage(offered: list[Candidate], busy: list[Busy], need: GpuNeed, *, named: bool) -> list[str]:
-    """What is wrong, what holds each GPU, and what to do."""
+    """The problem, what uses each GPU, and what to do."""
     if named:
-        locked = [f"--gpus: {each}" for each in busy if each.locked]
+        locked = [f"--gpus: {gpu}" for gpu in busy if gpu.locked]
         return [*locked, "wait for it with --wait, or name another GPU"]
-    idle = [candidate for candidate in offered if candidate not in [each.candidate for each in busy]]
-    free = [*idle, *(each.candidate for each in busy if not each.locked)][: need.least]
+    idle = [candidate for candidate in offered if candidate not in [gpu.candidate for gpu in busy]]
+    free = [*idle, *(gpu.candidate for gpu in busy if not gpu.locked)][: need.least]
     fixes = ["wait with --wait"]
     if len(free) == need.least:
-        taken = ",".join(str(number) for number in sorted(candidate.number for candidate in free))
-        fixes.append(f"use busy GPUs anyway with --gpus {taken} (their trials are then marked shared)")
+        numbers = ",".join(str(number) for number in sorted(candidate.number for candidate in free))
+        fixes.append(f"use busy GPUs anyway with --gpus {numbers} (their trials are then marked shared)")
     if need.least > 1:
         fixes.append("ask for fewer ranks")
     head = f"this suite needs {_wanted(offered, busy, need, named=False)}"
-    return [head, *(f"  {each}" for each in busy), f"fix: {', or '.join(fixes)}"]
+    return [head, *(f"  {gpu}" for gpu in busy), f"fix: {', or '.join(fixes)}"]

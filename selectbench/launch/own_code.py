@@ -31,16 +31,16 @@ from selectbench.text import visible
 CHECK_SECONDS = 120.0
 """Longest time for the imports of one interpreter's own code."""
 _MOST_CHARACTERS = 400
-"""Of what is wrong with one call: its signature is among it."""
+"""Length of the message on one call, which holds its signature."""
 
 
 def check_own_code(
     suite: Suite, machine: Machine, file: Path | Written, *, seconds: float = CHECK_SECONDS
 ) -> list[str]:
-    """Have what the suite names imported and its signatures read; notes on what could not be checked.
+    """Have what the suite names imported and its signatures read. Returns notes on what could not be checked.
 
-    Raises UserError with the place in the suite's `file` of all that is not there or can't be called as trials call
-    it. Options whose interpreter can't run trials are passed over: the plan tells of them.
+    Raises UserError with the place in the suite's `file` of all that is missing or can't be called as trials call
+    it. Options whose interpreter can't run trials are passed over, as the plan says why.
     """
     options: dict[str | None, dict[OwnCall, list[str]]] = {}
     for option in suite.options:
@@ -50,26 +50,27 @@ def check_own_code(
     for python, calls in options.items():
         if worker_problem(machine_for(machine, python)) is not None:
             continue
-        named = ", ".join(dict.fromkeys(call.name for call in calls))
+        call_names = ", ".join(dict.fromkeys(call.name for call in calls))
         question = {"code": suite.code, "calls": [asdict(call) for call in calls]}
         try:
-            found = ask_worker("own_code", question, python, suite, seconds, f"importing own code ({named})")
+            answers = ask_worker("own_code", question, python, suite, seconds, f"importing own code ({call_names})")
         except TimeoutError:
-            told = f"importing it ({named}) takes longer than {units.duration(seconds)}"
-            notes.append(f"own code was not checked: {told}")
+            reason = f"importing it ({call_names}) takes longer than {units.duration(seconds)}"
+            notes.append(f"own code was not checked: {reason}")
             continue
-        for (call, names), problem in zip(calls.items(), found, strict=True):
+        for (call, options_of_call), problem in zip(calls.items(), answers, strict=True):
             if problem is not None:
-                of = "" if len(names) == len(suite.options) else f"option {', '.join(names)}: "
-                told = f"{of}{call.setting} {call.name}: {visible(problem, _MOST_CHARACTERS)}"
-                problems.append(placed(told, read_document(file), suite.profile, call.name, names[0]))
+                is_of_all = len(options_of_call) == len(suite.options)
+                options_named = "" if is_of_all else f"option {', '.join(options_of_call)}: "
+                message = f"{options_named}{call.setting} {call.name}: {visible(problem, _MOST_CHARACTERS)}"
+                problems.append(placed(message, read_document(file), suite.profile, call.name, options_of_call[0]))
     if problems:
         raise UserError(*problems)
     return notes
 
 
 def _calls(suite: Suite, option: Option) -> Iterator[OwnCall]:
-    """What trials of the option call; documents are read before, in the preparation of the data."""
+    """What trials of the option call, but for readers of documents, which the preparation of the data calls."""
     if suite.command is not None:
         return
     job = suite.job_of(option)
@@ -86,16 +87,17 @@ def _calls(suite: Suite, option: Option) -> Iterator[OwnCall]:
 def ask_worker(
     role: str, question: dict[str, object], python: str | None, suite: Suite, seconds: float, what: str
 ) -> Any:
-    """The answer of a child process of the worker that has this role.
+    """The answer of a child process that runs this role of the worker; `what` it does, for messages.
 
-    Raises TimeoutError after so many seconds, and UserError where `what` ended the process.
+    Raises TimeoutError after so many seconds, and UserError where the process ended without an answer.
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="selectbench-")))
-        asked, answer, log = (folder / name for name in ("question.json", "answer.json", "log"))
-        asked.write_text(json.dumps(question), encoding="utf-8")
+        question_file, answer_file, log = (folder / n for n in ("question.json", "answer.json", "log"))
+        question_file.write_text(json.dumps(question), encoding="utf-8")
         environment = server_environment(python, suite.device)
-        arguments = [python or sys.executable, "-P", "-m", "selectbench.worker", role, str(asked), str(answer)]
+        command = [python or sys.executable, "-P", "-m", "selectbench.worker", role]
+        arguments = [*command, str(question_file), str(answer_file)]
         if python is not None:
             environment["PYTHONPATH"] = stack.enter_context(linked_code())
         output = stack.enter_context(log.open("wb"))
@@ -115,8 +117,8 @@ def ask_worker(
                     os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         try:
-            return json.loads(answer.read_text(encoding="utf-8"))
+            return json.loads(answer_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            said = log_tail(log)
-            died = f"{what} ended its process with status {status}"
-            raise UserError(f"suite {suite.name}: {died}" + (f":\n{said}" if said else "")) from None
+            tail = log_tail(log)
+            problem = f"suite {suite.name}: {what} ended its process with status {status}"
+            raise UserError(problem + (f":\n{tail}" if tail else "")) from None

@@ -65,15 +65,15 @@ def past_runs(results: Path) -> list[PastRun]:
 
 
 def _past_run(folder: Path) -> PastRun:
-    """What `list` says of the run; whatever is broken is said in its note."""
-    named = _NAME.match(folder.name)
-    started_at = "{}-{}-{} {}:{}".format(*named.groups()) if named else None
+    """What `list` says of the run; its note says what of its folder can't be read."""
+    match = _NAME.match(folder.name)
+    started_at = "{}-{}-{} {}:{}".format(*match.groups()) if match else None
     try:
         suite, environment = plain_suite(folder), read_environment(folder / ENVIRONMENT)
         planned = planned_trials(folder, suite)
         records, _ = read_records(folder / RECORDS_FILE)
-        over = [one for one in counted(records) if has_ended(one.outcome)]
-        done = planned & {(one.trial.option, one.trial.seed) for one in over}
+        ended = [record for record in counted(records) if has_ended(record.outcome)]
+        done = planned & {(record.trial.option, record.trial.seed) for record in ended}
     except UserError as error:
         note = str(error).splitlines()[0]
         return PastRun(folder=str(folder), suite=folder.parent.name, started_at=started_at, note=note)
@@ -94,9 +94,9 @@ def _past_run(folder: Path) -> PastRun:
 
 
 COMMAND = "selectbench run suite.yaml"
-"""What repeats a run, typed in its folder."""
-_OF_A_CONTEST = ("options", "control", "gate", "tune", "best_of", "screen", "looks", "references")
-"""Keys that say nothing of an option by itself."""
+"""The command that repeats a run, typed in its folder."""
+_CONTEST_KEYS = ("options", "control", "gate", "tune", "best_of", "screen", "looks", "references")
+"""Keys of a suite that say nothing of a single option."""
 SHORT = "There is less held-out text than was asked for (see the warnings)."
 
 
@@ -105,19 +105,19 @@ class StoredRun(ReadRun):
     """What a run folder holds."""
 
     declared: Suite = field(kw_only=True)
-    """As its file says it."""
+    """The suite as the run's file states it, before settings were searched."""
     unchecked: int = 0
-    """Records without a checksum."""
+    """Number of records without a checksum."""
     answers: Mapping[str, ApiAnswers] = field(default_factory=dict)
     """Of models behind an API, by reference."""
 
     @cached_property
     def counted(self) -> list[Record]:
-        """Records that count."""
+        """The records that count, one for each trial."""
         return counted(self.records)
 
     def ranking(self) -> Ranking:
-        """The answer, computed anew."""
+        """The ranking, computed from the records."""
         passes = self.environment.get("data", {}).get("epochs")
         limits = (self.environment.get(key) for key in ("cores_by_affinity", "cores_by_cgroup"))
         least = min((float(limit) for limit in limits if limit is not None), default=None)
@@ -137,30 +137,30 @@ class StoredRun(ReadRun):
         return ranking.model_copy(update=more)
 
     def _data_by_option(self) -> dict[str, dict[str, Any]]:
-        """What is known of the data of each option: of its own, or of the suite's."""
+        """The facts on each option's data, which are the suite's where the option has none of its own."""
         data = self.environment.get("data") or {}
-        others = data.get("by_option") or {}
-        return {option.name: others.get(option.name, data) for option in self.suite.options}
+        by_option = data.get("by_option") or {}
+        return {option.name: by_option.get(option.name, data) for option in self.suite.options}
 
     def _heldout_tokens(self) -> dict[str, int | None]:
-        """All that there were to score, by option; of pairs and chats as many as were scored."""
+        """How many held-out tokens there are by option; of pairs and chats, how many were scored."""
         if self.suite.command is not None:
             return {}
         facts, seq_len = self._data_by_option(), self.suite.built.seq_len
-        by_targets = {name for name, one in facts.items() if one.get("kind") in ("pairs", "chat")}
-        found = {
-            name: None if one.get("heldout_tokens") is None or name in by_targets
-            else sequences(one["heldout_tokens"], seq_len) * seq_len
-            for name, one in facts.items()
+        by_targets = {name for name, data in facts.items() if data.get("kind") in ("pairs", "chat")}
+        tokens = {
+            name: None if data.get("heldout_tokens") is None or name in by_targets
+            else sequences(data["heldout_tokens"], seq_len) * seq_len
+            for name, data in facts.items()
         }  # fmt: skip
         for record in self.records:
             if record.trial.option in by_targets and isinstance(record.outcome, Completed):
-                found[record.trial.option] = record.outcome.measurement.heldout_tokens
-        return found
+                tokens[record.trial.option] = record.outcome.measurement.heldout_tokens
+        return tokens
 
 
 def read_run(folder: Path) -> StoredRun:
-    """Read a run folder; the current machine doesn't matter. Raises UserError."""
+    """Read a run folder, of whatever machine. Raises UserError."""
     if not (folder / SUITE).is_file():
         raise UserError(f"{folder}: not a run folder: it has no {SUITE} (see `selectbench run --help`)")
     environment = read_environment(folder / ENVIRONMENT)
@@ -174,18 +174,18 @@ def read_run(folder: Path) -> StoredRun:
 
 
 def publish(folder: Path, stored: StoredRun, notify: Callable[[str], None]) -> Ranking:
-    """Write ranking.json and every report of a run that was read, and remove what an earlier ranking named best.
+    """Write ranking.json and every report of a run, and remove suites that only an earlier ranking named best.
 
     A folder in the way of a file is left alone and reported. Raises UserError where no file can be written.
     """
     ranking = stored.ranking()
-    made = files(stored, ranking)
+    contents = files(stored, ranking)
     try:
-        for name in (*made, *(name for file in BEST_FILES for name in (file, _deepspeed_file(file)))):
+        for name in (*contents, *(name for file in BEST_FILES for name in (file, _deepspeed_file(file)))):
             if (folder / name).is_dir():
                 notify(f"{folder / name}: a folder has the name of a file of the report: it is left as it is")
-            elif name in made:
-                write_whole(folder / name, made[name])
+            elif name in contents:
+                write_whole(folder / name, contents[name])
             else:
                 (folder / name).unlink(missing_ok=True)
     except OSError as error:
@@ -212,32 +212,32 @@ def report_text(stored: StoredRun, ranking: Ranking) -> str:
 
 def best_files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
     """The suite of each option that a verdict names, and DeepSpeed's configuration where it trained it."""
-    found: dict[str, str] = {}
+    contents: dict[str, str] = {}
     for verdict in ranking.verdicts:
         if verdict.option is None or verdict.file is None:
             continue
-        own = suite_yaml(suite_of_option(stored.suite, verdict.option))
-        found[verdict.file] = best_head(ranking, verdict.file) + own
+        option_suite = suite_yaml(suite_of_option(stored.suite, verdict.option))
+        contents[verdict.file] = best_head(ranking, verdict.file) + option_suite
         configs = [
             r.resolved_config for r in stored.counted if r.trial.option == verdict.option and r.resolved_config
         ]
         if configs:
-            found[_deepspeed_file(verdict.file)] = json_text(configs[-1])
-    return found
+            contents[_deepspeed_file(verdict.file)] = json_text(configs[-1])
+    return contents
 
 
 def _deepspeed_file(suite: str) -> str:
-    """Beside the suite of an option that DeepSpeed trained."""
+    """The name of DeepSpeed's configuration file by that of the option's suite."""
     return suite.replace(".yaml", "_deepspeed.json")
 
 
 def suite_of_option(suite: Suite, option: str) -> dict[str, Any]:
     """The suite as plain data with this option alone, which is its own baseline."""
-    job = {key: value for key, value in suite.resolved.items() if key not in _OF_A_CONTEST}
-    own = suite.option(option).choices
-    every = as_written(own) if isinstance(own, CommandChoices) else own.model_dump(mode="json")
-    choices = {key: value for key, value in every.items() if value is not None}
-    return {**job, "choices": choices, "options": {option: {}}, "baseline": option}
+    job = {key: value for key, value in suite.resolved.items() if key not in _CONTEST_KEYS}
+    choices = suite.option(option).choices
+    plain = as_written(choices) if isinstance(choices, CommandChoices) else choices.model_dump(mode="json")
+    settings = {key: value for key, value in plain.items() if value is not None}
+    return {**job, "choices": settings, "options": {option: {}}, "baseline": option}
 
 
 def ranking_text(ranking: Ranking) -> str:
@@ -254,7 +254,7 @@ VARIABLE = "GITHUB_STEP_SUMMARY"
 
 
 def add_to_job_summary(make_text: Callable[[], str]) -> str | None:
-    """Appends where the variable is set. Returns why it could not, as that must fail no run; else None."""
+    """Append the text where the variable is set. Returns why that failed, as it must fail no run; else None."""
     name = os.environ.get(VARIABLE)
     if not name:
         return None
@@ -277,37 +277,38 @@ def add_to_job_summary(make_text: Callable[[], str]) -> str | None:
 GATE_EXIT = {
     "pass": ExitCode.OK, "regression": ExitCode.REGRESSION, "inconclusive": ExitCode.INCONCLUSIVE,
 }  # fmt: skip
-"""The process's status by the gate's verdict."""
+"""The process's exit status by the gate's verdict."""
 
 
 def compare_runs(reference: str | Path, runs: Sequence[str | Path], results: Path) -> list[Compared]:
-    """Each of the runs against the reference, all as `find_run` takes them.
+    """Compare each of the runs with the reference; `find_run` finds all of them.
 
-    Raises UserError for a folder that is none, or of another suite.
+    Raises UserError for a folder that is no run, or one of another suite.
     """
-    against = find_run(reference, results)
-    first = _read(against)
-    folders = [_another_run(run, reference, against, results) for run in runs]
-    return [compare(_of_the_same_suite(_read(folder), first), first) for folder in folders]
+    reference_folder = find_run(reference, results)
+    reference_run = _read(reference_folder)
+    folders = [_find_other_run(run, reference, reference_folder, results) for run in runs]
+    return [compare(_of_the_same_suite(_read(folder), reference_run), reference_run) for folder in folders]
 
 
 def gate_run(
     run: str | Path, against: str | Path, limits: Sequence[str], results: Path, *, any_machine: bool
 ) -> Gate:
-    """The limits given, else those of the run's suite, else of the reference's. Raises UserError for wrong use."""
+    """Hold a run against limits: those given, else its suite's, else the reference's. Raises UserError."""
     folder = find_run(run, results)
-    ours, reference = _read(folder), _read(_another_run(against, run, folder, results))
-    _of_the_same_suite(ours, reference)
-    return hold_gate(ours, reference, limits or ours.suite.gate or reference.suite.gate, any_machine=any_machine)
+    stored, reference = _read(folder), _read(_find_other_run(against, run, folder, results))
+    _of_the_same_suite(stored, reference)
+    gate_limits = limits or stored.suite.gate or reference.suite.gate
+    return hold_gate(stored, reference, gate_limits, any_machine=any_machine)
 
 
-def _another_run(reference: str | Path, first: str | Path, folder: Path, results: Path) -> Path:
-    """A second run; its suite is the first one's if not said. Raises UserError where it is the first one."""
-    found = find_run(reference, results, folder.resolve().parent.name)
-    if found.resolve() == folder.resolve():
-        both = str(first) if str(first) == str(reference) else f"{first} and {reference} are both {found}"
+def _find_other_run(run: str | Path, first: str | Path, first_folder: Path, results: Path) -> Path:
+    """The folder of a run, by default of the first run's suite. Raises UserError where it is the first run."""
+    folder = find_run(run, results, first_folder.resolve().parent.name)
+    if folder.resolve() == first_folder.resolve():
+        both = str(first) if str(first) == str(run) else f"{first} and {run} are both {folder}"
         raise UserError(f"{both}: a run against itself shows nothing; name another one")
-    return found
+    return folder
 
 
 def _read(folder: Path) -> StoredRun:

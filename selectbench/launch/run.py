@@ -1,4 +1,9 @@
-"""A run: stage after stage every trial that has no outcome yet, from its order to its record, then the report."""
+"""A run: stage after stage every trial that has no outcome yet, from its order to its record, then the report.
+
+`run` chooses the run's folder, has the stages run and writes the report. `_run_stages` makes a `Bench` for each
+lane and asks `next_stage`, again after each stage, what the records say is to be run next. `_run_stage` has each
+bench run its rounds of a stage; `Bench.run` takes one trial from waiting for its GPUs to its record on disk.
+"""
 
 from __future__ import annotations
 
@@ -117,11 +122,11 @@ def run(
     nodes: Nodes | None = None, slurm: SlurmRun | None = None, notify: Notify = print,
     make_stop: Callable[[], StopRequest] = StopRequest,
 ) -> Result:  # fmt: skip
-    """Run what has no outcome yet in the newest fitting folder, or all of it in a new one. Raises UserError.
+    """Run what has no outcome yet in the newest folder of the same run, or all in a new one. Raises UserError.
 
-    `again` is asked what to do where all of it has one in such a folder; `retry_failed` and `rerun_unclean` then
-    show that one. `nodes`: the others of a run over several; `slurm`: the run that the preparation's round is of;
-    `make_stop`: what hears signals meanwhile.
+    `again` says what to do where such a run is complete; with `retry_failed` or `rerun_unclean` it is shown.
+    `nodes`: the other nodes of a run over several; `slurm`: the run that the preparation's round is part of;
+    `make_stop`: makes what takes signals meanwhile.
     """
     retried = Retried(retry_failed, rerun_unclean)
     with preparation.claim, ExitStack() as until_its_end:
@@ -129,24 +134,24 @@ def run(
             nodes.gather(preparation)
         may_resume = slurm is None and not fresh and preparation.extended is None
         complete = _complete(preparation, results, retried) if may_resume else None
-        asked = "anew" if complete is None else "show" if any(retried) else again(complete)
-        if complete is not None and asked == "show":
+        answer = "anew" if complete is None else "show" if any(retried) else again(complete)
+        if complete is not None and answer == "show":
             display = make_display()
             display.note(f"nothing was run: {complete} is complete")
             ranking = publish(complete, read_run(complete), display.note)
             return Result(complete, ranking, exit_code(preparation.suite, complete))
-        if complete is not None and isinstance(asked, int):
-            preparation = extended_preparation(preparation, complete, asked)
+        if complete is not None and isinstance(answer, int):
+            preparation = extended_preparation(preparation, complete, answer)
         check_cuda(preparation.plan, preparation.claim.gpus)
-        with my_turn():  # of two that start at once the second sees what the first has chosen
+        with my_turn():  # of two runs that start at once the second one sees which folder the first has chosen
             if slurm is None:
                 sweep_weights(results)
                 folder = _choose_folder(preparation, results, fresh=fresh, retried=retried)
             else:
                 assert preparation.round is not None
-                first = slurm.begun(_found(preparation))
-                _check_alike(preparation, first)
-                folder = slurm.enter(preparation.round, preparation.suite, preparation.environment, first)
+                first_job = slurm.begun(_job_facts(preparation))
+                _check_alike(preparation, first_job)
+                folder = slurm.enter(preparation.round, preparation.suite, preparation.environment, first_job)
             lock = until_its_end.enter_context(RunLock(folder, notify))
         before = 0 if slurm is None else len(slurm.ended_trials(preparation.round or 0))
         with make_stop() as stop:
@@ -178,38 +183,38 @@ GROWS = ("seeds", "looks")
 """Keys of a suite in which a run that is extended differs from what it was."""
 
 
-def _found(preparation: Preparation) -> dict[str, Any]:
-    """What every job of a run under Slurm must find alike."""
-    found = {
+def _job_facts(preparation: Preparation) -> dict[str, Any]:
+    """What must be the same for every job of a run under Slurm."""
+    facts = {
         "suite": {key: value for key, value in preparation.suite.resolved.items() if key not in GROWS},
         "environment": preparation.environment, "own_code": preparation.plan.own_code_sha256,
-        "data": sorted({one.key for one in preparation.prepared.values()}),
+        "data": sorted({prepared.key for prepared in preparation.prepared.values()}),
     }  # fmt: skip
-    return dict(json.loads(json.dumps(found, default=str)))
+    return dict(json.loads(json.dumps(facts, default=str)))
 
 
-def _check_alike(preparation: Preparation, first: dict[str, Any]) -> None:
+def _check_alike(preparation: Preparation, first_job: dict[str, Any]) -> None:
     """Raises UserError where this node differs from the one on which a run under Slurm began."""
-    ours, theirs = (
-        {**found, "environment": fingerprint_part(found["environment"])} for found in (_found(preparation), first)
+    here, there = (
+        {**facts, "environment": fingerprint_part(facts["environment"])}
+        for facts in (_job_facts(preparation), first_job)
     )
-    if apart := differing(ours, theirs):
-        told = differing_words(apart, "where it began", "here")
-        here = this_node() or "this node"
-        raise UserError(f"{here}: all nodes of a run must be alike: {told}; --fresh begins a run anew")
+    if differences := differing(here, there):
+        words, node = differing_words(differences, "where it began", "here"), this_node() or "this node"
+        raise UserError(f"{node}: all nodes of a run must be alike: {words}; --fresh begins a run anew")
 
 
 def submit(
     request: Request, results: Path, notify: Notify, *, fresh: bool, retried: Retried,
     again: Callable[[Path], Rerun],
 ) -> SlurmRun:  # fmt: skip
-    """Give Slurm what of the newest run of the same is not complete, else a new run. Raises UserError.
+    """Give Slurm the incomplete rounds of the newest run of the same, else of a new run. Raises UserError.
 
-    `again` is asked where all of it is complete.
+    `again` says what to do where such a run is complete.
     """
-    asked = {"--budget": request.budget_seconds, "--gpus": request.gpus}
-    if barred := [name for name, value in asked.items() if value is not None]:
-        raise UserError(f"{' and '.join(barred)}: not for a run under Slurm; leave it out")
+    flags = {"--budget": request.budget_seconds, "--gpus": request.gpus}
+    if unfit := [flag for flag, value in flags.items() if value is not None]:
+        raise UserError(f"{' and '.join(unfit)}: not for a run under Slurm; leave it out")
     suite, machine = resolve(request)
     if suite.references:
         raise UserError("references are not asked under Slurm: leave them out, --set references=null")
@@ -224,16 +229,16 @@ def submit(
     else:
         run = run_under_slurm(site, suite, own_code, results, fresh=fresh)
     rounds = run.rounds()
-    if request.extend is None and not any(retried) and all(one.is_complete and one.task is None for one in rounds):
+    if request.extend is None and not any(retried) and all(r.is_complete and r.task is None for r in rounds):
         if (answer := again(run.folder)) == "show":
             return run
         if isinstance(answer, int):
-            more = suite.unused_seeds(answer)
-            longer = replace(request, extend=str(run.folder), seeds=",".join(map(str, more)))
-            return submit(longer, results, notify, fresh=fresh, retried=retried, again=again)
+            seeds = ",".join(map(str, suite.unused_seeds(answer)))
+            extended = replace(request, extend=str(run.folder), seeds=seeds)
+            return submit(extended, results, notify, fresh=fresh, retried=retried, again=again)
         run = run_under_slurm(site, suite, own_code, results, fresh=True)
         rounds = run.rounds()
-    missing = [one.number for one in rounds if one.task is None and (any(retried) or not one.is_complete)]
+    missing = [r.number for r in rounds if r.task is None and (any(retried) or not r.is_complete)]
     if missing:
         job = run.submit(site, suite.name, missing, retried.flags)
         notify(f"{run.folder}: job {job} of Slurm: {len(missing)} of {len(rounds)} rounds")
@@ -243,7 +248,7 @@ def submit(
 
 
 def _with_more_rounds(request: Request, suite: Suite) -> SlurmRun:
-    """The complete run that gets the seeds as further rounds. Raises UserError where it ran another suite."""
+    """Add the request's seeds to a complete run, as further rounds. Raises UserError where it ran another suite."""
     if request.seeds is None:
         raise UserError(NEW_SEEDS)
     run = attached(find_run(request.extend or "", request.results, suite.name, to_extend=True))
@@ -251,11 +256,11 @@ def _with_more_rounds(request: Request, suite: Suite) -> SlurmRun:
         load_suite(str(path), device="cpu", require_files=False) for path in (run.folder / SUITE, run.suite_file)
     )
     differences = [
-        [d for d in differing(suite.resolved, known.resolved) if d.path not in GROWS] for known in (declared, whole)
+        [d for d in differing(suite.resolved, s.resolved) if d.path not in GROWS] for s in (declared, whole)
     ]
     if all(differences):
-        told = differing_words(differences[0], "there", "here")
-        raise UserError(f"{run.folder}: seeds are added to what is the same run but for them; {told}")
+        words = differing_words(differences[0], "there", "here")
+        raise UserError(f"{run.folder}: seeds are added to what is the same run but for them; {words}")
     more, _ = with_more_seeds(whole.model_copy(update={"seeds": suite.seeds}), run.folder)
     extend_run(run.folder, more, whole)
     declared = declared.model_copy(update={"resolved": {**declared.resolved, "seeds": more.seeds}})
@@ -265,24 +270,24 @@ def _with_more_rounds(request: Request, suite: Suite) -> SlurmRun:
 
 
 def attend(run: SlurmRun, display: Display, notify: Notify) -> Result | None:
-    """Show a run under Slurm until nothing of it runs or waits, then its report; None: nothing has come of it.
+    """Show a run under Slurm until no job of it runs or waits, then write its report; None: it has no records.
 
-    Raises UserError, and KeyboardInterrupt of a person who has seen enough: the run goes on then.
+    Raises UserError, and KeyboardInterrupt where the user stops looking; the run goes on then.
     """
     planned = [trial for trials in run.planned.values() for trial in trials]
     display.run_started(run.folder.parent.name, Counter(option for option, _ in planned), {})
-    told: set[tuple[str, int]] = set()
-    said = ""
+    reported: set[tuple[str, int]] = set()
+    line = ""
 
     def show(rounds: Sequence[Round]) -> None:
-        nonlocal said
-        display.lanes = max(1, sum(one.task is not None and one.task.state == "RUNNING" for one in rounds))
-        if said != (said := states(rounds)):
-            display.note(said)
-        for record in (record for one in rounds for record in one.ended):
+        nonlocal line
+        display.lanes = max(1, sum(r.task is not None and r.task.state == "RUNNING" for r in rounds))
+        if line != (line := states(rounds)):
+            display.note(line)
+        for record in (record for r in rounds for record in r.ended):
             trial = record.trial.option, record.trial.seed
-            if trial not in told:
-                told.add(trial)
+            if trial not in reported:
+                reported.add(trial)
                 display.trial_ended(*trial, record.outcome, record.wall_seconds)
         display.tick()
 
@@ -291,10 +296,10 @@ def attend(run: SlurmRun, display: Display, notify: Notify) -> Result | None:
     finally:
         display.close()
     run.gather()
-    if missing := [one for one in rounds if not one.is_complete]:
-        for one in missing[:5]:
-            last = f": {words}" if (words := run.last_said(one.number)) else ""
-            notify(f"round {one.number} (seed {one.seed}) is not complete, {one.done} of {one.of} trials{last}")
+    if missing := [r for r in rounds if not r.is_complete]:
+        for r in missing[:5]:
+            last = f": {words}" if (words := run.last_said(r.number)) else ""
+            notify(f"round {r.number} (seed {r.seed}) is not complete, {r.done} of {r.of} trials{last}")
         notify("the same `selectbench run` line has Slurm run what is missing")
     if not (run.folder / SUITE).is_file() or not (run.folder / RECORDS_FILE).is_file():
         return None
@@ -304,6 +309,7 @@ def attend(run: SlurmRun, display: Display, notify: Notify) -> Result | None:
 
 
 def _choose_folder(preparation: Preparation, results: Path, *, fresh: bool, retried: Retried) -> Path:
+    """The folder of the run to extend or to resume, else a new one. Raises UserError."""
     if preparation.extended is not None:
         if fresh:
             raise UserError("--fresh starts a run of its own; leave it out with --extend")
@@ -311,33 +317,33 @@ def _choose_folder(preparation: Preparation, results: Path, *, fresh: bool, retr
     newest = None if fresh else _newest(preparation, results, retry_failed=retried.failed)
     if newest is not None and not _is_done(preparation, newest, retried=retried):
         return newest
-    mark = _fingerprint(preparation, preparation.suite)
-    return create_run(results, preparation.suite, preparation.environment, mark)
+    digest = _fingerprint(preparation, preparation.suite)
+    return create_run(results, preparation.suite, preparation.environment, digest)
 
 
 def _complete(preparation: Preparation, results: Path, retried: Retried) -> Path | None:
-    """The newest run of the same, where nothing of it is to be done; None: there is none, or it is gone on with."""
+    """The newest run of the same, if it is complete; None: there is none, or it is to be resumed."""
     newest = _newest(preparation, results, retry_failed=retried.failed)
     return newest if newest is not None and _is_done(preparation, newest, retried=retried) else None
 
 
 def _is_done(preparation: Preparation, folder: Path, *, retried: Retried) -> bool:
-    """Whether nothing of the run is to be done, its report neither: it may have been killed before that."""
+    """Whether the run has all outcomes and its report, before which it may have been killed."""
     return _has_all(preparation, folder, retried=retried) and (folder / RANKING).exists()
 
 
 def _has_all(preparation: Preparation, folder: Path, *, retried: Retried) -> bool:
-    """Every trial, and every answer of its references."""
+    """Whether the run has the outcome of every trial and every answer of its references."""
     is_trained = next_stage(preparation, folder, retried=retried) is None
     return is_trained and not unsettled(preparation.suite, preparation.prepared, folder)
 
 
 def _newest(preparation: Preparation, results: Path, *, retry_failed: bool) -> Path | None:
-    """The newest run of the same; where failed trials are retried, also one of what own code was before."""
+    """The newest run of the same; where failed trials are retried, also one with an earlier state of own code."""
     suite = preparation.suite
-    found = newest_run(results, suite, _fingerprint(preparation, suite))
-    if found is not None or not (retry_failed and suite.code):
-        return found
+    newest = newest_run(results, suite, _fingerprint(preparation, suite))
+    if newest is not None or not (retry_failed and suite.code):
+        return newest
     for folder in runs_of(results / suite.name):
         with contextlib.suppress(UserError):
             stored = load_suite(str(folder / SUITE), device="cpu", require_files=False)
@@ -347,33 +353,32 @@ def _newest(preparation: Preparation, results: Path, *, retry_failed: bool) -> P
 
 
 def _fingerprint(preparation: Preparation, suite: Suite) -> str:
-    data = " ".join(dict.fromkeys(one.key for one in preparation.prepared.values()))
+    data = " ".join(dict.fromkeys(prepared.key for prepared in preparation.prepared.values()))
     return fingerprint(suite, preparation.environment, data, preparation.plan.own_code_sha256)
 
 
 def _folder_to_extend(preparation: Preparation, extended: Extended) -> Path:
-    """Raises UserError where the run was not begun with what would be run now, saying what differs."""
+    """The run's folder. Raises UserError, with what differs, where the run was not begun as it would be now."""
     folder, suite = extended.folder, original_suite(preparation.suite, extended)
     if folder.name.rpartition("-")[2] == _fingerprint(preparation, suite):
         return folder
-    apart = ("seeds", "looks")
-    found = [d for d in _differences(preparation, suite, folder, extended.suite) if d.path not in apart]
-    told = differing_words(found, "there", "here")
-    if not found and suite.code:
+    differences = [d for d in _differences(preparation, suite, folder, extended.suite) if d.path not in GROWS]
+    why = differing_words(differences, "there", "here")
+    if not differences and suite.code:
         last = last_attempts(read_records(folder / RECORDS_FILE)[0]).values()
-        touched = [r.trial for r in last if isinstance(r.outcome, Completed) and _is_touched(r, suite)]
-        if not touched:
+        outdated = [r.trial for r in last if isinstance(r.outcome, Completed) and _has_changed_code(r, suite)]
+        if not outdated:
             return folder
-        first = f"{one_line(touched[0].option)}, seed {touched[0].seed}"
-        told = (
-            f"own code was changed since {len(touched)} of its trials ran (such as {first}): put it back, or "
+        first = f"{one_line(outdated[0].option)}, seed {outdated[0].seed}"
+        why = (
+            f"own code was changed since {len(outdated)} of its trials ran (such as {first}): put it back, or "
             "have these run again first, with --retry-failed and without --extend"
         )
-    raise UserError(f"{folder}: seeds are added to what is the same run but for them; {told or 'its data changed'}")
+    raise UserError(f"{folder}: seeds are added to what is the same run but for them; {why or 'its data changed'}")
 
 
 def _differences(preparation: Preparation, suite: Suite, folder: Path, stored: Suite) -> list[Differing]:
-    """Of suite and environment between a run, whose suite is `stored`, and what would be run now."""
+    """What differs in suite and environment between a run, whose suite is `stored`, and what would be run now."""
     then, now = read_environment(folder / ENVIRONMENT), json.loads(json.dumps(preparation.environment, default=str))
     settings = differing(without_references(suite.resolved), without_references(stored.resolved))
     return [*settings, *differing(fingerprint_part(now), fingerprint_part(then))]
@@ -383,7 +388,7 @@ def _run_stages(
     preparation: Preparation, lock: RunLock, display: Display, stop: StopRequest, nodes: Nodes | None, *,
     retried: Retried,
 ) -> None:  # fmt: skip
-    """Stage after stage, as the records of the one before ask."""
+    """Run stage after stage until the records say that every trial has its outcome, or `stop` is asked for."""
     folder = lock.folder
     if nodes is not None:
         nodes.begin_trials(stop, display.note)
@@ -403,8 +408,8 @@ def _run_stages(
                 keeps_environment=suite.command is not None, mark=f"-lane{lane.number + 1}" * (len(lanes) > 1),
             )  # fmt: skip
             watch = GpuWatch(lane.gpus, suite.meters, partial(pause, lane.number), lambda: bool(stop))
-            for held in (servers, watch):
-                until_its_end.enter_context(held)
+            for context in (servers, watch):
+                until_its_end.enter_context(context)
             rdzv = until_its_end.enter_context(meeting_place("127.0.0.1" if nodes is None else nodes.address))
             benches.append(
                 Bench(preparation, folder, lock, servers, watch, display, stop, lane, traffic, rdzv, nodes)
@@ -418,16 +423,16 @@ def _run_stages(
             benches = [replace(bench, preparation=stage.preparation) for bench in benches]
             _run_stage(stage, benches, threads, ended)
         if not ended and not stop:
-            is_asked = not unsettled(suite, preparation.prepared, folder)
-            left = "only the report was still to be written" if is_asked else "references are still to be asked"
+            has_answers = not unsettled(suite, preparation.prepared, folder)
+            left = "only the report was still to be written" if has_answers else "references are still to be asked"
             display.note(f"{folder}: every trial has its outcome; {left}")
 
 
 def _run_stage(stage: Stage, benches: Sequence[Bench], threads: Sequence[Executor], ended: set[str]) -> None:
-    """Every trial of it: in the contest, a lane runs the rounds whose number modulo the number of lanes is its own.
+    """Run every trial of a stage: in the contest, lane n of N runs the rounds whose number modulo N is n.
 
-    All of other stages run on the first lane. `threads`: one for each lane, where there are several; `ended` takes
-    up the trials' ids. Raises UserError, once all lanes have ended, with what any of them raised first.
+    All trials of other stages run on the first lane. `threads`: one for each lane; `ended` takes up the trials'
+    ids. Raises UserError, once all lanes have ended, with what any of them raised first.
     """
     of = stage.done + len(stage.trials)
     working = benches if stage.title == CONTEST else benches[:1]
@@ -438,7 +443,7 @@ def _run_stage(stage: Stage, benches: Sequence[Bench], threads: Sequence[Executo
                 return
             if planned.round % len(working) != bench.lane.number:
                 continue
-            with bench.beside(planned.beside, neighbours):
+            with bench.with_neighbours(planned.beside, neighbours):
                 bench.run(planned, attempt, number, of)
             ended.add(planned.trial.trial_id)
 
@@ -450,7 +455,7 @@ def _run_stage(stage: Stage, benches: Sequence[Bench], threads: Sequence[Executo
         thread.submit(work, b, others if b is benches[0] else [])
         for b, thread in zip(working, threads, strict=False)
     ]
-    if failed := [one for one in wait(lanes, return_when=FIRST_EXCEPTION).done if one.exception()]:
+    if failed := [lane for lane in wait(lanes, return_when=FIRST_EXCEPTION).done if lane.exception()]:
         benches[0].stop.ask("the run stopped in another lane")
         wait(lanes)
         failed[0].result()
@@ -476,23 +481,23 @@ def run_agent(
 
 
 def _announce(stage: Stage, folder: Path, display: Display, *, is_first: bool) -> None:
-    """What is to be run now, and what was run before: by this process, or by one that was cut off."""
+    """Say what is to be run now, and what was run before: by this process, or by one that was cut off."""
     still_open = {planned.trial.trial_id for planned, _ in stage.trials}
-    every = Counter(planned.trial.option for planned in stage.preparation.plan.trials)
+    counts = Counter(planned.trial.option for planned in stage.preparation.plan.trials)
     done: dict[str, list[Completed | Failed]] = {}
     last = last_attempts(read_records(folder / RECORDS_FILE)[0])
     for planned in stage.preparation.plan.trials:
         if planned.trial.trial_id not in still_open:
             done.setdefault(planned.trial.option, []).append(last[planned.trial.trial_id].outcome)
-    display.run_started(stage.preparation.suite.name, every, done)
+    display.run_started(stage.preparation.suite.name, counts, done)
     if stage.title == CONTEST:
         for line in stage.told:
             display.note(line)
     else:
         number = len(stage.trials)
         more, bounds = " more" if stage.done else "", stage.preparation.suite.screen
-        asked = f"; asked for: {' and '.join(bounds)}" if stage.title == SCREENING and not stage.done else ""
-        display.note(f"{stage.title}: {number}{more} trial{'s' if number > 1 else ''} before the contest{asked}")
+        purpose = f"; asked for: {' and '.join(bounds)}" if stage.title == SCREENING and not stage.done else ""
+        display.note(f"{stage.title}: {number}{more} trial{'s' if number > 1 else ''} before the contest{purpose}")
     if stage.done and is_first:
         what = "resuming"
         if stage.preparation.extended is not None:
@@ -502,12 +507,12 @@ def _announce(stage: Stage, folder: Path, display: Display, *, is_first: bool) -
 
 
 def exit_code(suite: Suite, folder: Path) -> ExitCode:
-    """From the records: what the process's status says of a run that went to its end."""
+    """The process's exit status for a run that went to its end, from its records. Raises UserError."""
     records, _ = read_records(folder / RECORDS_FILE)
     last = last_attempts(records).values()
     broken = any(isinstance(r.outcome, Failed) and r.outcome.kind in ("crashed", "timeout") for r in last)
-    own = [r for r in last if r.trial.option == suite.baseline and r.phase == "contest"]
-    has_baseline = any(isinstance(r.outcome, Completed) for r in own)
+    baseline = [r for r in last if r.trial.option == suite.baseline and r.phase == "contest"]
+    has_baseline = any(isinstance(r.outcome, Completed) for r in baseline)
     return ExitCode.TRIALS_FAILED if broken or not has_baseline else ExitCode.OK
 
 
@@ -515,20 +520,20 @@ def exit_code(suite: Suite, folder: Path) -> ExitCode:
 
 
 STATE_MAY_MATTER = ("oom", "timeout", "crashed")
-"""Failures that a busy or hot GPU may have caused; what diverged or can't be had here stays so."""
+"""Kinds of failures that a busy or hot GPU may have caused; others would come again."""
 
 
 class Retried(NamedTuple):
     """Which trials are run again though they have an outcome."""
 
     failed: bool = False
-    """Those that failed, or had imported own code that is another one now."""
+    """Trials that failed, or imported own code that was changed since."""
     unclean: bool = False
-    """Those during which a CPU was busy, or GPUs were throttled or shared, whatever came of them."""
+    """Trials during which a CPU was busy, or GPUs were throttled or shared, whatever their outcome."""
 
     @property
     def flags(self) -> list[str]:
-        """As the command line has them."""
+        """The flags of the command line that ask for this."""
         return ["--retry-failed"] * self.failed + ["--rerun-unclean"] * self.unclean
 
 
@@ -549,9 +554,9 @@ class Stage:
 def next_stage(
     preparation: Preparation, folder: Path, *, retried: Retried, ended: Collection[str] = ()
 ) -> Stage | None:
-    """The first stage with trials to run; None: the run is complete.
+    """The first stage with trials to run; None: the run is complete. Raises UserError.
 
-    `ended`: ids of trials that this process has run; one that failed is not tried again at once.
+    `ended`: ids of trials that this process has run; one that failed is not run again at once.
     """
     records, _ = read_records(folder / RECORDS_FILE)
     for title, whole in stages(preparation, records):
@@ -567,9 +572,9 @@ def next_stage(
 
 
 def _of_round(stage: Preparation, number: int, title: str) -> Preparation:
-    """What of a stage the job of a round runs: its own, and the first one's what comes before the contest."""
-    own = [planned for planned in stage.plan.trials if title != CONTEST or planned.round == number]
-    return replace(stage, plan=replace(stage.plan, trials=own if title == CONTEST or number == 0 else []))
+    """The part of a stage that the job of a round runs; the first job runs all that comes before the contest."""
+    trials = [planned for planned in stage.plan.trials if title != CONTEST or planned.round == number]
+    return replace(stage, plan=replace(stage.plan, trials=trials if title == CONTEST or number == 0 else []))
 
 
 def pending(
@@ -581,37 +586,39 @@ def pending(
         attempts.setdefault(record.trial.trial_id, []).append(record)
     still_open = []
     for planned in trials:
-        before = attempts.get(planned.trial.trial_id, [])
-        if _is_open(before, suite, retried=retried):
-            still_open.append((planned, before[-1].attempt + 1 if before else 1))
+        earlier = attempts.get(planned.trial.trial_id, [])
+        if _is_open(earlier, suite, retried=retried):
+            still_open.append((planned, earlier[-1].attempt + 1 if earlier else 1))
     return still_open
 
 
 def _is_open(attempts: Sequence[Record], suite: Suite, *, retried: Retried) -> bool:
-    if not attempts or _is_rerun_due(attempts, suite) or (retried.unclean and _matters(attempts[-1])):
+    if not attempts or _is_rerun_due(attempts, suite) or (retried.unclean and _is_spoiled(attempts[-1])):
         return True
     outcome = attempts[-1].outcome
     if isinstance(outcome, Completed):
-        return retried.failed and _is_touched(attempts[-1], suite)
+        return retried.failed and _has_changed_code(attempts[-1], suite)
     return outcome.kind == "interrupted" or (retried.failed and outcome.kind != "unsupported")
 
 
-def _is_touched(record: Record, suite: Suite) -> bool:
+def _has_changed_code(record: Record, suite: Suite) -> bool:
+    """Whether own code that the trial imported was changed since."""
     files = record.watched.code_files if record.watched else None  # None: nobody knows what it imported
     return bool(suite.code) and (files is None or has_changed(files, suite.code))
 
 
 def _is_rerun_due(attempts: Sequence[Record], suite: Suite) -> bool:
-    """Whether the trial's last attempt, the first such, had GPUs throttled or shared, or a busy CPU.
+    """Whether the suite has a trial run again, of whose attempts the last one alone was spoiled by the machine.
 
-    `attempts`: all of one trial, in order. Always False where the suite does not ask for it.
+    `attempts`: all attempts at one trial, in order.
     """
-    if not suite.meters.rerun_unclean or not _matters(attempts[-1]):
+    if not suite.meters.rerun_unclean or not _is_spoiled(attempts[-1]):
         return False
-    return sum(_matters(record) for record in attempts) == 1
+    return sum(_is_spoiled(record) for record in attempts) == 1
 
 
-def _matters(record: Record) -> bool:
+def _is_spoiled(record: Record) -> bool:
+    """Whether a busy CPU, or GPUs that were throttled or shared, may have changed the trial's outcome."""
     outcome = record.outcome
     fits = outcome.kind in STATE_MAY_MATTER if isinstance(outcome, Failed) else True
     return fits and is_unclean(record)
@@ -621,38 +628,48 @@ def _matters(record: Record) -> bool:
 
 
 LEAST_ROOM_BYTES = 1 << 20
-"""A trial that crashes where less is free crashed for that."""
+"""Where a disk has less room than this, a trial that crashes is taken to have crashed for that."""
 
 
 class Traffic:
-    """Which lanes train now."""
+    """Counts how many lanes train at the same time; the benches of all lanes share one.
+
+    Each bench enters its lane before a trial and leaves it afterwards. The trial's record then says how many
+    neighbours it had, as trials that run side by side may slow each other down.
+    """
 
     def __init__(self) -> None:
-        self._turn = Lock()
-        self._most: dict[int, int] = {}
-        """Of each that does, how many others did at the same time, the most at any moment."""
+        self._lock = Lock()
+        self._most_neighbours: dict[int, int] = {}
+        """By lane that trains now, the most others that trained at any moment since it began."""
 
     def enter(self, lane: int) -> None:
-        """The lane begins with a trial."""
-        with self._turn:
-            self._most[lane] = 0
-            beside = len(self._most) - 1
-            self._most = {each: max(most, beside) for each, most in self._most.items()}
+        """Note that the lane begins with a trial."""
+        with self._lock:
+            self._most_neighbours[lane] = 0
+            now = len(self._most_neighbours) - 1
+            self._most_neighbours = {other: max(most, now) for other, most in self._most_neighbours.items()}
 
     def leave(self, lane: int) -> tuple[int, int]:
-        """It has ended; how many neighbours it had, the most at any moment, and how many there still are."""
-        with self._turn:
-            return self._most.pop(lane, 0), len(self._most)
+        """Note that the lane's trial has ended; the most neighbours that it had, and those that there still are."""
+        with self._lock:
+            return self._most_neighbours.pop(lane, 0), len(self._most_neighbours)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What every trial of a stage is launched with, on one lane."""
+    """One lane's side of a run: launches its trials one after the other, and writes their records.
+
+    `_run_stages` makes one for each lane, and for each stage a copy with the stage's preparation. For each trial it
+    waits until the lane's GPUs are idle, has a `TrialRunner` submit the order to the lane's trial server, reads the
+    GPUs meanwhile, and appends the record to the run's. A `Team` does the same with the run's other nodes. The
+    display, the run's lock and `traffic` are shared by the benches of all lanes, which run in a thread each.
+    """
 
     preparation: Preparation
-    """The stage's."""
+    """The preparation of the stage."""
     folder: Path
-    """The run's."""
+    """The run's folder."""
     lock: RunLock
     servers: TrialServers
     watch: GpuWatch
@@ -661,65 +678,64 @@ class Bench:
     lane: Lane
     traffic: Traffic
     rdzv: str
-    """HOST:PORT where processes of a command can meet."""
+    """HOST:PORT where the processes of a command can meet."""
     nodes: Nodes | None = None
-    """The others of a run over several."""
+    """The other nodes of a run over several."""
 
     @contextlib.contextmanager
-    def beside(self, trials: Sequence[Trial], neighbours: Sequence[tuple[Bench, Executor]]) -> Iterator[None]:
-        """Inside, the other lanes train these trials, from where all do that can until the end."""
+    def with_neighbours(
+        self, trials: Sequence[Trial], neighbours: Sequence[tuple[Bench, Executor]]
+    ) -> Iterator[None]:
+        """Keep the other lanes training these trials while inside, which begins once all train that can."""
         if not trials or self.stop:
             yield
             return
-        with Stop() as until:
-            busy = [(Event(), bench, thread) for bench, thread in neighbours]
+        with Stop() as end:
+            events = [Event() for _ in neighbours]
             lanes = [
-                thread.submit(
-                    bench.keep_busy, [*trials[n % len(trials) :], *trials[: n % len(trials)]], until, ready
-                )
-                for n, (ready, bench, thread) in enumerate(busy)
+                thread.submit(bench.keep_busy, [*trials[n % len(trials) :], *trials[: n % len(trials)]], end, event)
+                for n, ((bench, thread), event) in enumerate(zip(neighbours, events, strict=True))
             ]
             try:
-                for (ready, _, _), lane in zip(busy, lanes, strict=True):
-                    while not (ready.wait(0.05) or lane.done() or self.stop):
+                for event, lane in zip(events, lanes, strict=True):
+                    while not (event.wait(0.05) or lane.done() or self.stop):
                         pass
                 yield
             finally:
-                until.ask("its neighbour has ended")
+                end.ask("its neighbour has ended")
                 wait(lanes)
             for lane in lanes:
                 lane.result()
 
-    def keep_busy(self, trials: Sequence[Trial], until: Stop, ready: Event) -> None:
-        """Train the first of these that can be; it is over `until` that, is recorded nowhere, and starts anew.
+    def keep_busy(self, trials: Sequence[Trial], end: Stop, is_training: Event) -> None:
+        """Train the first of these trials that does not fail, again and again until `end`, without a record.
 
-        `ready` is set where it trains.
+        `is_training` is set once it trains.
         """
         lane = self.lane.number
 
         def hear(event: Phase | Progress | Evaluating | None) -> None:
             if self.stop:
-                until.ask(str(self.stop.why))
-            if isinstance(event, Phase) and event.phase == "train" and not ready.is_set():
+                end.ask(str(self.stop.why))
+            if isinstance(event, Phase) and event.phase == "train" and not is_training.is_set():
                 self.traffic.enter(lane)
-                ready.set()
+                is_training.set()
 
         try:
             for trial in trials:
-                while not until:
-                    own = structs_replace(trial, trial_id=f"{trial.trial_id}-lane{lane + 1}")
-                    order = self._order(
-                        PlannedTrial(own, 0), self.preparation.plan.planned(trial.option).world_size
-                    )
+                while not end:
+                    lane_trial = structs_replace(trial, trial_id=f"{trial.trial_id}-lane{lane + 1}")
+                    ranks = self.preparation.plan.planned(trial.option).world_size
+                    order = _endless(self._order(PlannedTrial(lane_trial, 0), ranks))
                     server = self.servers.of(self._python(trial.option))
-                    end = TrialRunner(server, self.preparation.suite.limits, until, hear).run(_endless(order))
-                    if isinstance(end.outcome, Failed):
+                    runner = TrialRunner(server, self.preparation.suite.limits, end, hear)
+                    if isinstance(runner.run(order).outcome, Failed):
                         break
         finally:
             self.traffic.leave(lane)
 
     def _python(self, option: str) -> str | None:
-        """A command's own interpreter is among its words."""
+        """The interpreter of an option's trials; None: the bench's, also for a command, which names its own."""
         planned = self.preparation.plan.planned(option)
         return None if self.preparation.suite.command is not None else planned.option.choices.python
 
@@ -729,7 +745,7 @@ class Bench:
         record, server_start_seconds = self._attempt(planned, attempt, number, of)
         if not self.stop and suite.meters.rerun_unclean:
             records, _ = read_records(self.folder / RECORDS_FILE)
-            if _is_rerun_due([one for one in records if one.trial.trial_id == trial.trial_id], suite):
+            if _is_rerun_due([r for r in records if r.trial.trial_id == trial.trial_id], suite):
                 state = state_of(record)
                 assert state is not None, "only a state makes a trial unclean"
                 with self._display() as display:
@@ -739,11 +755,11 @@ class Bench:
             display.trial_ended(trial.option, trial.seed, record.outcome, record.wall_seconds, server_start_seconds)
 
     def _display(self) -> AbstractContextManager[Display]:
-        """The lane's turn with it."""
+        """The display for this lane, which no other lane uses meanwhile."""
         return self.display.on_lane(self.lane.number)
 
     def _attempt(self, planned: PlannedTrial, attempt: int, number: int, of: int) -> tuple[Record, float]:
-        """The record, which is on disk, and of its wall the seconds that a trial server took to start."""
+        """Run the trial once. Returns its record, which is on disk, and the seconds in which its server started."""
         trial = planned.trial
         option, machine = self.preparation.plan.planned(trial.option), self.preparation.machine
         meters, neighbours, team = None, 0, Team(self.nodes, self.preparation, option.world_size, self.stop)
@@ -769,9 +785,9 @@ class Bench:
                 with self.watch.during(ready, Path(order.trial_folder)) as watching:
                     end = runner.run(order)
             finally:
-                most, there = self.traffic.leave(self.lane.number)
-                neighbours = min(most, there) if planned.phase == INTERFERES else most
-            self._blame(end.outcome, order)
+                most, still_there = self.traffic.leave(self.lane.number)
+                neighbours = min(most, still_there) if planned.phase == INTERFERES else most
+            self._raise_if_blameless(end.outcome, order)
             meters = team.all_meters(watching.meters(team.with_bench_gpus(end.finished)), end.finished)
         certificate: dict[str, Any] = {}
         if (done := end.finished) is not None:
@@ -803,8 +819,8 @@ class Bench:
         with self._display() as display:
             display.handle(event)
 
-    def _blame(self, outcome: Completed | Failed, order: Order | CommandOrder) -> None:
-        """Raises UserError where a trial failed for what no option is to blame for; it has no record then."""
+    def _raise_if_blameless(self, outcome: Completed | Failed, order: Order | CommandOrder) -> None:
+        """Raises UserError where the trial failed for what no option is to blame for; it has no record then."""
         if isinstance(outcome, Completed) or outcome.kind == "interrupted":
             return
         self.lock.check()
@@ -832,7 +848,7 @@ class Bench:
 
 
 def _endless(order: Order | CommandOrder) -> Order | CommandOrder:
-    """The same that goes on until it is ended, or a script ends by itself."""
+    """The same order for a trial that goes on until it is ended; a script may end by itself."""
     if isinstance(order, Order):
         return structs_replace(order, min_timed_seconds=1e9)
     return structs_replace(order, stop="natural_end")
@@ -842,7 +858,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-# What a worker gets of it: a trial's order, and the modules that its server imports.
+# What a worker gets: a trial's order, and the modules that its server imports.
 
 
 def make_order(preparation: Preparation, planned: PlannedTrial, folder: Path) -> Order:

@@ -1,9 +1,9 @@
-"""The site file: what of a run is the machine's and not the question's; and runs whose rounds Slurm starts.
+"""The site file, which says what of a run depends on the machine; and runs whose rounds Slurm starts.
 
 A run under Slurm is an array of jobs, of which each runs one round, all options of a seed, on an allocation of its
 own. Slurm does the scheduling: jobs are given to `sbatch`, looked at with `squeue`, ended with `scancel`. In the
-run's folder `slurm/` holds what is run, and `rounds/K/` is written by the job of round K alone, like a run of its
-own; the records of all rounds together are the run's, and are put together anew whenever a round has ended or
+run's folder `slurm/` holds what the jobs run, and `rounds/K/` is written by the job of round K alone, as a run's
+folder is. The run's records are those of all rounds; they are put together again whenever a round has ended or
 somebody looks. No process waits for another, and no lock is needed that reaches over nodes.
 """
 
@@ -57,7 +57,7 @@ from selectbench.text import one_line, visible
 
 Lanes = Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
 _MACHINE = re.compile(r"\s*(\d{1,3})\s*x\s+(\S.*?)\s*")
-_OF_ITS_OWN = {
+_SBATCH_KEYS = {
     "--nodes": "nodes", "-N": "nodes", "--partition": "partition", "-p": "partition", "--account": "account",
     "-A": "account", "--time": "time", "-t": "time", "--gpus-per-node": "gpus_per_node",
     "--exclusive": "exclusive", "--array": None, "-a": None, "--output": None, "-o": None, "--ntasks": None,
@@ -68,7 +68,7 @@ _SLURM_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 class Site(Strict):
-    """Where runs run."""
+    """A site file: where runs run, and what they ask for there."""
 
     launcher: Literal["local", "slurm"] = "local"
     """`local`: this machine; `slurm`: every round is a job of an array, on an allocation of its own."""
@@ -118,7 +118,7 @@ class Site(Strict):
             if not option.startswith("-") or "\n" in option:
                 raise ValueError(f"{visible(option)!r}: expected an option of sbatch, such as --constraint=h100")
             name = re.split("[= ]", option)[0] if option.startswith("--") else option[:2]
-            if (key := _OF_ITS_OWN.get(name, name)) != name:
+            if (key := _SBATCH_KEYS.get(name, name)) != name:
                 by_key = f"say it with the key `{key}`, which plans go by"
                 raise ValueError(f"{name}: {by_key if key else 'selectbench sets it: leave it out'}")
         return value
@@ -134,31 +134,31 @@ class Site(Strict):
 
     @property
     def gpus(self) -> int:
-        """Of a node."""
-        found = _MACHINE.fullmatch(self.machine or "")
-        return self.gpus_per_node if self.gpus_per_node is not None else int(found[1]) if found else 0
+        """GPUs of a node that a job asks for."""
+        match = _MACHINE.fullmatch(self.machine or "")
+        return self.gpus_per_node if self.gpus_per_node is not None else int(match[1]) if match else 0
 
     @property
-    def asked(self) -> list[str]:
-        """Options of Slurm's for every job."""
-        named = {"gpus-per-node": self.gpus, "partition": self.partition, "account": self.account}
-        own = [f"--{name}={value}" for name, value in named.items() if value]
-        return [*(["--exclusive", "--mem=0"] if self.exclusive else []), *own, *self.sbatch]
+    def sbatch_options(self) -> list[str]:
+        """The options of sbatch for every job."""
+        values = {"gpus-per-node": self.gpus, "partition": self.partition, "account": self.account}
+        options = [f"--{name}={value}" for name, value in values.items() if value]
+        return [*(["--exclusive", "--mem=0"] if self.exclusive else []), *options, *self.sbatch]
 
     @property
     def device(self) -> Literal["cpu", "cuda"] | None:
-        """What trials run on there; None: on this machine."""
+        """What trials run on there; None: whatever this machine has, as they run here."""
         return None if self.launcher == "local" else "cuda" if self.gpus else "cpu"
 
     def of_nodes(self, machine: Machine) -> Machine:
-        """What is known of the nodes that Slurm gives; another launcher's is this machine."""
+        """What is known of the nodes that Slurm gives; with the local launcher, this machine."""
         if self.launcher == "local":
             return machine
         machine = replace(machine, nodes=self.nodes, gpus=(), compute_capability=None)
         if machine.device == "cpu":
             return machine
-        found = _MACHINE.fullmatch(self.machine or "")
-        name = sheet_name(found[2]) if found else ""
+        match = _MACHINE.fullmatch(self.machine or "")
+        name = sheet_name(match[2]) if match else ""
         size = re.search(r"(\d+) ?GB", name)  # a maker's GB of memory are GiB
         memory = int(size[1]) << 30 if size else None
         gpu = Gpu(name, "", None, False, None, memory, None, None, None, None, None, None, None)
@@ -173,9 +173,9 @@ class Site(Strict):
 
 
 def read_site(path: str | None, lanes: str | None) -> Site:
-    """The file's site, or one machine as it is. Raises UserError with every mistake.
+    """The site that the file describes, or this machine as it is. Raises UserError with every mistake.
 
-    `lanes`: of the command line.
+    `lanes`: the command line's `--lanes`, in place of the file's.
     """
     site = Site()
     if path is not None:
@@ -183,10 +183,10 @@ def read_site(path: str | None, lanes: str | None) -> Site:
         document = read_document(Path(path), "a site file says `launcher: local` at least")
         if "job" in document.mapping:
             raise UserError(f"{path}: a suite, not a site file: selectbench run {path} --site FILE")
-        found = validate(Site, document, problems)
+        validated = validate(Site, document, problems)
         problems.raise_if_any()
-        assert isinstance(found, Site)
-        site = found
+        assert isinstance(validated, Site)
+        site = validated
     if lanes is None:
         return site
     if lanes != "auto" and not (lanes.isdecimal() and 1 <= int(lanes) <= 1024):
@@ -204,7 +204,7 @@ SIGNAL_SECONDS = 120
 
 
 def job_script(site: Site, suite: str, run: Path, rounds: Sequence[int], flags: Sequence[str] = ()) -> str:
-    """What `sbatch` gets: an array with one job for each of the rounds; `flags`: of `selectbench run`, besides."""
+    """The script for `sbatch`: an array with one job for each round; `flags`: more flags of `selectbench run`."""
     limit, seconds = "", seconds_of(site.time or "")
     if seconds is not None:
         minutes = max(1, -(-int(seconds) // 60))
@@ -214,7 +214,7 @@ def job_script(site: Site, suite: str, run: Path, rounds: Sequence[int], flags: 
     options = [
         f"--job-name=selectbench-{suite}", f"--array={_ranges(rounds)}{at_once}", f"--nodes={site.nodes}",
         "--ntasks-per-node=1", limit, "--requeue", f"--signal=TERM@{SIGNAL_SECONDS}", "--open-mode=append",
-        f'--output="{log}"', *site.asked,
+        f'--output="{log}"', *site.sbatch_options,
     ]  # fmt: skip
     step = 'srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none --kill-on-bad-exit=1'
     line = shlex.join([sys.executable, "-m", "selectbench", "run", str(run), "--wait", *flags])
@@ -232,7 +232,7 @@ def job_script(site: Site, suite: str, run: Path, rounds: Sequence[int], flags: 
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """`0-2,5`."""
+    """Numbers as sbatch takes them, such as `0-2,5`."""
     parts: list[list[int]] = []
     for number in sorted(numbers):
         if parts and number == parts[-1][-1] + 1:
@@ -256,66 +256,66 @@ def slurm(*words: str) -> str:
     except subprocess.TimeoutExpired:
         raise UserError(f"{words[0]}: Slurm did not answer within {COMMAND_SECONDS:g} s") from None
     if done.returncode:
-        said = one_line(done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}", 500)
-        raise UserError(f"{words[0]}: {said.removeprefix(f'{words[0]}: ').removeprefix('error: ')}")
+        message = one_line(done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}", 500)
+        raise UserError(f"{words[0]}: {message.removeprefix(f'{words[0]}: ').removeprefix('error: ')}")
     return done.stdout
 
 
 def limit_problems(site: Site) -> list[str]:
-    """What a job asks for that its partition does not give. Raises UserError where Slurm can't be asked."""
-    said = slurm("scontrol", "show", "partition", "-o")
-    every = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in said.splitlines()]
-    names = {one["PartitionName"]: one for one in every if "PartitionName" in one}
-    default = next((name for name, one in names.items() if one.get("Default") == "YES"), None)
+    """Sentences on what a job asks for beyond its partition's limits. Raises UserError where Slurm is not there."""
+    output = slurm("scontrol", "show", "partition", "-o")
+    partitions = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in output.splitlines()]
+    by_name = {p["PartitionName"]: p for p in partitions if "PartitionName" in p}
+    default = next((name for name, p in by_name.items() if p.get("Default") == "YES"), None)
     name = site.partition or default
     if name is None:
-        return [f"partition: Slurm has no default: name one of {', '.join(names)}"]
-    if name not in names:
-        instead = did_you_mean(name, list(names)) or f" (known: {', '.join(names)})"
+        return [f"partition: Slurm has no default: name one of {', '.join(by_name)}"]
+    if name not in by_name:
+        instead = did_you_mean(name, list(by_name)) or f" (known: {', '.join(by_name)})"
         return [f"partition {visible(name)}: Slurm has none of that name{instead}"]
-    found, told = names[name], list[str]()
-    if (state := found.get("State", "UP")) != "UP":
-        up = ", ".join(one for one in names if names[one].get("State", "UP") == "UP") or "none"
-        told.append(f"partition {name} is {state}; up: {up}")
-    counts = [found.get(key, "") for key in ("MaxNodes", "TotalNodes")]
+    partition, problems = by_name[name], list[str]()
+    if (state := partition.get("State", "UP")) != "UP":
+        up = ", ".join(other for other, p in by_name.items() if p.get("State", "UP") == "UP") or "none"
+        problems.append(f"partition {name} is {state}; up: {up}")
+    counts = [partition.get(key, "") for key in ("MaxNodes", "TotalNodes")]
     most = min((int(count) for count in counts if count.isdecimal()), default=None)
     if most is not None and site.nodes > most:
-        told.append(f"nodes: {site.nodes} asked for, and a job in partition {name} gets {most} at most")
-    seconds, limit = seconds_of(site.time or ""), seconds_of(found.get("MaxTime", ""))
+        problems.append(f"nodes: {site.nodes} asked for, and a job in partition {name} gets {most} at most")
+    seconds, limit = seconds_of(site.time or ""), seconds_of(partition.get("MaxTime", ""))
     if seconds is not None and limit is not None and seconds > limit:
-        told.append(
+        problems.append(
             f"time: {site.time} asked for, and a job in partition {name} gets {units.duration(limit)} at most"
         )
     if site.gpus:
-        text = slurm("sinfo", "--noheader", f"--partition={name}", "--format=%G")
-        there = max((int(count) for count in re.findall(r"gpu(?::[^:,\s(]+)?:(\d+)", text)), default=0)
-        if site.gpus > there:
+        output = slurm("sinfo", "--noheader", f"--partition={name}", "--format=%G")
+        most = max((int(count) for count in re.findall(r"gpu(?::[^:,\s(]+)?:(\d+)", output)), default=0)
+        if site.gpus > most:
             key = "machine" if site.gpus_per_node is None else "gpus_per_node"
-            told.append(f"{key}: {site.gpus} GPUs asked for, and nodes of partition {name} have {there} at most")
-    return told
+            problems.append(f"{key}: {site.gpus} GPUs asked for, and nodes of partition {name} have {most} at most")
+    return problems
 
 
 def seconds_of(text: str) -> float | None:
-    """Of `2h`, or as Slurm writes it, `2-00:00:00`, `1:00:00` or `30`, minutes; None: neither, or no limit."""
+    """Seconds of `2h`, or of Slurm's `2-00:00:00`, `1:00:00` or `30`, minutes; None: no such time, or no limit."""
     if (seconds := units.seconds_of(text)) is not None:
         return seconds
-    if (found := _SLURM_TIME.fullmatch(text)) is None:
+    if (match := _SLURM_TIME.fullmatch(text)) is None:
         return None
-    days, *rest, last = found.groups()
+    days, *rest, last = match.groups()
     starts_with_hours = days is not None or last is not None
     places = zip((*rest, last), (3600.0, 60.0, 1.0) if starts_with_hours else (60.0, 1.0, 0.0), strict=True)
     return 86400.0 * int(days or 0) + sum(int(count or 0) * unit for count, unit in places)
 
 
-# The folder of such a run.
+# The folder of a run under Slurm.
 
 
 SLURM = "slurm"
 JOBS, BEGUN, SCRIPT = "jobs.json", "begun.json", "job.sh"
 END_SECONDS = 180.0
-"""For Slurm to end jobs: it gives them half a minute of its own, or what its administrator says."""
+"""Time for Slurm to end jobs: it gives them half a minute by default, or what its administrator set."""
 SHORT_RESTARTS = 3
-"""A job that was cut off before it had done anything is queued again so often."""
+"""How often a job is queued again that was cut off before it had done anything."""
 
 
 WAITS_FOR = {
@@ -327,18 +327,18 @@ WAITS_FOR = {
         "for what its partition does not give: cancel it, and change `nodes`, `time` or `partition`",
     ),
 }  # fmt: skip
-"""Slurm's reasons (squeue(1), job reason codes), as a person says them; others are shown as they are."""
+"""What a job waits for, in plain words, by Slurm's reason code (squeue(1)); other codes are shown as they are."""
 
 
 class Task(NamedTuple):
     """What Slurm says of a round's job."""
 
     job: str
-    """`12_3`."""
+    """The job's number in Slurm, such as `12_3`."""
     state: str
-    """`RUNNING`."""
+    """Slurm's word for its state, such as `RUNNING`."""
     nodes: str
-    """`n[1-2]`; of one that waits, why."""
+    """The nodes that it runs on, such as `n[1-2]`; while it waits, Slurm's reason code."""
 
 
 @dataclass(frozen=True)
@@ -378,33 +378,33 @@ class Round:
 
 @dataclass(frozen=True)
 class SlurmRun:
-    """A run whose rounds are jobs of Slurm's."""
+    """A run whose rounds are jobs of Slurm."""
 
     folder: Path
 
     @property
-    def own(self) -> Path:
-        """The folder of what is run."""
+    def slurm_folder(self) -> Path:
+        """The folder of what the jobs run."""
         return self.folder / SLURM
 
     @property
     def suite_file(self) -> Path:
-        """What the jobs run."""
-        return self.own / SUITE
+        """The suite that the jobs run."""
+        return self.slurm_folder / SUITE
 
     @cached_property
     def planned(self) -> dict[int, list[tuple[str, int]]]:
-        """Options and seed of each round."""
-        suite = plain_suite(self.own)
-        every = planned_trials(self.folder, suite)
-        return {number: [one for one in every if one[1] == seed] for number, seed in enumerate(suite["seeds"])}
+        """The option and seed of each trial, by round."""
+        suite = plain_suite(self.slurm_folder)
+        trials = planned_trials(self.folder, suite)
+        return {number: [t for t in trials if t[1] == seed] for number, seed in enumerate(suite["seeds"])}
 
     def round_folder(self, number: int) -> Path:
-        """Which its job alone writes."""
+        """The round's folder, which only its job writes."""
         return self.folder / ROUNDS / str(number)
 
     def ended_trials(self, number: int) -> list[Record]:
-        """Of a round, the records of those that have their outcome, in the suite's order. Raises UserError."""
+        """The records of a round's trials that have their outcome, in the suite's order. Raises UserError."""
         last = last_attempts(read_records(self.round_folder(number) / RECORDS_FILE)[0]).values()
         ended = {
             (r.trial.option, r.trial.seed): r for r in last if r.phase == "contest" and has_ended(r.outcome)
@@ -421,66 +421,69 @@ class SlurmRun:
 
     def last_said(self, number: int) -> str:
         """The last line of a round's log; '': there is none."""
-        said = reversed(log_tail(self.round_folder(number) / "job.log").splitlines())
-        return next((one_line(line, 200) for line in said if line.strip()), "")
+        lines = reversed(log_tail(self.round_folder(number) / "job.log").splitlines())
+        return next((one_line(line, 200) for line in lines if line.strip()), "")
 
     @property
     def jobs(self) -> list[str]:
-        """Numbers of the arrays that Slurm was given. Raises UserError."""
-        path = self.own / JOBS
+        """The numbers of the arrays of jobs that Slurm was given. Raises UserError."""
+        path = self.slurm_folder / JOBS
         return [str(job) for job in read_json(path).get("jobs", [])] if path.is_file() else []
 
     def _tasks(self) -> dict[int, Task]:
-        """By round, of those that Slurm has not ended."""
-        own, found = set(self.jobs), {}
-        if not own:
+        """The jobs that have not ended, by round. Raises UserError."""
+        jobs, tasks = set(self.jobs), {}
+        if not jobs:
             return {}
-        said = slurm("squeue", "--noheader", "--array", "--me", "--format=%F|%K|%T|%N|%r")
-        for line in said.splitlines():
+        output = slurm("squeue", "--noheader", "--array", "--me", "--format=%F|%K|%T|%N|%r")
+        for line in output.splitlines():
             job, number, state, nodes, reason = (*line.strip().split("|"), "", "", "", "")[:5]
-            if job in own and number.isdecimal():
-                found[int(number)] = Task(f"{job}_{number}", state, reason if state == "PENDING" else nodes)
-        return found
+            if job in jobs and number.isdecimal():
+                tasks[int(number)] = Task(f"{job}_{number}", state, reason if state == "PENDING" else nodes)
+        return tasks
 
     def submit(self, site: Site, name: str, rounds: Sequence[int], flags: Sequence[str]) -> str:
-        """Give Slurm the rounds; the array's number. Raises UserError."""
+        """Give Slurm the rounds. Returns the number of the array of jobs. Raises UserError."""
         script = job_script(site, name, self.folder.resolve(), rounds, flags)
         with writing(self.folder):
             for number in rounds:
                 self.round_folder(number).mkdir(parents=True, exist_ok=True)
-            write_whole(self.own / SCRIPT, script)
-        job = slurm("sbatch", "--parsable", str(self.own / SCRIPT)).strip().partition(";")[0]
+            write_whole(self.slurm_folder / SCRIPT, script)
+        job = slurm("sbatch", "--parsable", str(self.slurm_folder / SCRIPT)).strip().partition(";")[0]
         with writing(self.folder):
-            write_whole(self.own / JOBS, json.dumps({"jobs": [*self.jobs, job]}) + "\n")
+            write_whole(self.slurm_folder / JOBS, json.dumps({"jobs": [*self.jobs, job]}) + "\n")
         return job
 
     def cancel(self) -> int:
-        """End its jobs; how many there were. Raises UserError where some are still there after END_SECONDS."""
+        """End its jobs. Returns how many. Raises UserError where some are still there after END_SECONDS."""
         tasks = self._tasks()
         if tasks:
             slurm("scancel", *(task.job for task in tasks.values()))
         until = time.monotonic() + END_SECONDS
-        while still := self._tasks():
+        while remaining := self._tasks():
             if time.monotonic() > until:
-                jobs = ", ".join(task.job for task in still.values())
+                jobs = ", ".join(task.job for task in remaining.values())
                 raise UserError(f"Slurm has not ended {jobs} within {END_SECONDS:g} s: look with squeue")
             time.sleep(0.5)
         return len(tasks)
 
-    # A job's end of it.
+    # What a job does.
 
-    def begun(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        """What the first job found, which all must find; of the first, its own. Raises UserError."""
-        mine = self.own / f".{BEGUN}.{os.environ.get('SLURM_JOB_ID')}.{os.getpid()}"
+    def begun(self, job_facts: Mapping[str, Any]) -> dict[str, Any]:
+        """The facts of the run's first job, which those of all others must equal; writes them if this is the first.
+
+        Raises UserError.
+        """
+        draft = self.slurm_folder / f".{BEGUN}.{os.environ.get('SLURM_JOB_ID')}.{os.getpid()}"
         with writing(self.folder):
-            mine.write_text(json.dumps(found), encoding="utf-8")
+            draft.write_text(json.dumps(job_facts), encoding="utf-8")
             with contextlib.suppress(FileExistsError):
-                os.link(mine, self.own / BEGUN)  # of several at once one is the first, on network file systems too
-            mine.unlink()
-        return read_json(self.own / BEGUN)
+                os.link(draft, self.slurm_folder / BEGUN)  # one job is the first, on network file systems too
+            draft.unlink()
+        return read_json(self.slurm_folder / BEGUN)
 
     def enter(self, number: int, suite: Suite, environment: Mapping[str, Any], first: Mapping[str, Any]) -> Path:
-        """The folder of the round that this job runs; `first`: what `begun` says. Raises UserError."""
+        """Make the folder of the round that this job runs; `first`: what `begun` returned. Raises UserError."""
         if number not in self.planned:
             raise UserError(f"--round {number}: {self.folder} has rounds 0 to {len(self.planned) - 1}")
         folder = self.round_folder(number)
@@ -496,10 +499,10 @@ class SlurmRun:
         return folder
 
     def gather(self) -> None:
-        """Put the records of all rounds together as the run's own. Raises UserError.
+        """Write the records of all rounds as the run's records. Raises UserError.
 
-        Whoever does so reads the rounds once more after it has written: of two at once neither leaves out what the
-        other has seen.
+        The rounds are read once more afterwards, so that of two processes that do this at once none leaves out what
+        the other has seen.
         """
         while (content := self._all_records()) != _content(self.folder / RECORDS_FILE):
             with writing(self.folder):
@@ -516,7 +519,7 @@ class SlurmRun:
         return b"".join(line + b"\n" for line in [*others, *of_rounds])
 
     def queue_again(self, *, did_something: bool) -> str | None:
-        """Have Slurm run the job again that this is, which was cut off; a sentence, None: it was cancelled."""
+        """Have Slurm run this job again, which was cut off. Returns a sentence on it; None: it was cancelled."""
         job = os.environ.get("SLURM_JOB_ID")
         if job is None or slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T").strip() != "RUNNING":
             return None
@@ -536,12 +539,12 @@ def _content(path: Path) -> bytes:
 
 
 def this_node() -> str | None:
-    """Names of the nodes that this job runs on, as Slurm writes them; None: it is no job."""
+    """The names of the nodes that this job runs on, as Slurm writes them; None: this process is in no job."""
     return os.environ.get("SLURM_JOB_NODELIST")
 
 
 def slurm_run(folder: Path) -> SlurmRun | None:
-    """None: the folder is none of such a run."""
+    """The run under Slurm in this folder; None: it holds no such run."""
     return SlurmRun(folder) if (folder / SLURM / SUITE).is_file() else None
 
 
@@ -552,28 +555,28 @@ def attached(reference: Path) -> SlurmRun:
     if at and which == LATEST:
         runs = Path("results", suite).glob(f"*/{SLURM}/{SUITE}")
         newest = max((path.parents[1] for path in runs), default=reference)
-    if (found := slurm_run(newest)) is None:
-        is_one = (reference / SUITE).is_file()
-        what = "it was started on one machine, and is shown there" if is_one else "no run's folder or SUITE@latest"
+    if (run := slurm_run(newest)) is None:
+        is_run = (reference / SUITE).is_file()
+        what = "it was started on one machine, and is shown there" if is_run else "no run's folder or SUITE@latest"
         raise UserError(f"{reference}: not a run under Slurm: {what}")
-    return found
+    return run
 
 
 def run_under_slurm(site: Site, suite: Suite, own_code: str | None, results: Path, *, fresh: bool) -> SlurmRun:
     """The newest run of the same, else a new one; nothing is submitted. Raises UserError."""
-    for key, asked in (("tune", suite.tune), ("screen", suite.screen), ("best_of", suite.best_of)):
-        if asked and len(suite.seeds) > 1:
+    for key, stage in (("tune", suite.tune), ("screen", suite.screen), ("best_of", suite.best_of)):
+        if stage and len(suite.seeds) > 1:
             raise UserError(
                 f"{key}: what it finds holds for all rounds, and under Slurm each is a job of its own: run the "
                 f"suite on one machine first, or take it out: --set {key}=null"
             )
     content = [suite.resolved, own_code, site.nodes, site.gpus, site.machine]
-    mark = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    old = sorted((results / suite.name).glob(f"*-{mark}/{SLURM}/{SUITE}"))
-    if old and not fresh:
-        return SlurmRun(old[-1].parent.parent)
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    earlier = sorted((results / suite.name).glob(f"*-{digest}/{SLURM}/{SUITE}"))
+    if earlier and not fresh:
+        return SlurmRun(earlier[-1].parent.parent)
     moment = datetime.now(UTC)
-    folder = results / suite.name / f"{moment:%Y%m%dT%H%M%S}.{moment.microsecond // 1000:03d}Z-{mark}"
+    folder = results / suite.name / f"{moment:%Y%m%dT%H%M%S}.{moment.microsecond // 1000:03d}Z-{digest}"
     with writing(folder):
         (folder / SLURM).mkdir(parents=True)
         write_whole(folder / SLURM / SUITE, suite_text(suite))
@@ -583,8 +586,8 @@ def run_under_slurm(site: Site, suite: Suite, own_code: str | None, results: Pat
 def states(rounds: Sequence[Round]) -> str:
     """`round 0: runs on n1; rounds 1 to 3: waits (for another round)`."""
     alike: dict[str, list[int]] = {}
-    for one in rounds:
-        alike.setdefault(one.state, []).append(one.number)
+    for r in rounds:
+        alike.setdefault(r.state, []).append(r.number)
     parts = []
     for state, numbers in alike.items():
         first, last = numbers[0], numbers[-1]
@@ -624,7 +627,7 @@ def watch(run: SlurmRun, show: Callable[[Sequence[Round]], None]) -> list[Round]
 
 
 def plan_lines(site: Site, suite: Suite, round_seconds: float | None) -> Iterator[str]:
-    """What the run is for Slurm. `round_seconds`: None, not known."""
+    """Lines on the run's jobs, their time and cost. `round_seconds`: expected time of a round; None: not known."""
     rounds = len(suite.seeds)
     at_once = min(rounds, site.rounds_at_once or rounds)
     where = f"{site.nodes} node{'s' * (site.nodes > 1)}" + (f" with {site.gpus} GPUs" if site.gpus else "")
@@ -632,9 +635,9 @@ def plan_lines(site: Site, suite: Suite, round_seconds: float | None) -> Iterato
     if round_seconds is not None:
         hours = rounds * site.nodes * round_seconds / 3600
         price = suite.cost.usd_per_gpu_hour if suite.cost else None
-        paid = f", {units.usd(hours * site.gpus * price)}" if price and site.gpus else ""
-        told = f"{units.significant(hours, 2)} node hours{paid} in all"
-        yield f"a round takes about {units.duration(round_seconds)}; {told}"
+        cost = f", {units.usd(hours * site.gpus * price)}" if price and site.gpus else ""
+        total = f"{units.significant(hours, 2)} node hours{cost} in all"
+        yield f"a round takes about {units.duration(round_seconds)}; {total}"
         limit = seconds_of(site.time or "")
         if limit is not None and round_seconds > limit - SIGNAL_SECONDS:
             yield f"time: {site.time} is shorter than a round: its job is queued again until the round is complete"

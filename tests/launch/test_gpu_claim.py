@@ -245,7 +245,7 @@ def test_waiting_for_a_named_gpu_of_another_run() -> None:
 
 
 def test_a_long_wait_says_now_and_then_how_long_it_has_lasted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selectbench.launch.gpus.TELL_AGAIN_SECONDS", 1e-9)
+    monkeypatch.setattr("selectbench.launch.gpus.REPORT_AGAIN_SECONDS", 1e-9)
     first, told = claim("0"), Told()
     steps = iter([lambda: None, lambda: None, first.release])
     with claim("0", wait=True, told=told, pause=lambda: next(steps)()):

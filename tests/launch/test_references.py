@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import selectbench
 from selectbench.errors import UserError
-from selectbench.launch.references import Asking, Ledger, Question, _asks_to_wait
+from selectbench.launch.references import Asking, Ledger, Question, _retry_after_seconds
 from selectbench.launch.trial import Stop
 from selectbench.suite.load import load_suite
 from selectbench.suite.suite import Reference
@@ -190,7 +190,7 @@ def test_a_model_is_given_up_in_a_sentence(
         Question(text, "drie", "/chat/completions", {"messages": [{"role": "user", "content": text}]})
         for text in ("one two", "three four")
     ]
-    with Stop() as stop, ledger.held(stop, said.append) as is_ours:
+    with Stop() as stop, ledger.locked(stop, said.append) as is_ours:
         assert is_ours
         asking = Asking(asked, every, ledger)
         asking.ask(KEY, stop, said.append, attempts=2)
@@ -212,7 +212,7 @@ def asked_for(asked: Reference, texts: Sequence[str], path: str = "/chat/complet
         Question(text, "", path, {"messages": [{"role": "user", "content": text}], "prompt": text})
         for text in texts
     ]
-    with Stop() as stop, ledger.held(stop, print):
+    with Stop() as stop, ledger.locked(stop, print):
         asking = Asking(asked, every, ledger)
         asking.ask(KEY, stop, print, attempts)
     return asking
@@ -273,7 +273,7 @@ def test_a_page_in_the_midst_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )  # fmt: skip
 def test_a_server_says_how_long_to_wait(monkeypatch: pytest.MonkeyPatch, said: str, seconds: float) -> None:
     monkeypatch.setattr(time, "time", lambda: 1796040000.0)
-    assert _asks_to_wait({"retry-after": said}) == seconds
+    assert _retry_after_seconds({"retry-after": said}) == seconds
 
 
 @pytest.mark.slow
