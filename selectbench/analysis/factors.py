@@ -44,59 +44,59 @@ class Factor:
 def factor_view(suite: Suite, summaries: Mapping[str, Summary], rows: Sequence[Row]) -> FactorView | None:
     """Of the options that did the baseline's job; None where they are no grid of two factors or more."""
     metric = suite.decide.objective
-    judged = [row.option for row in rows if row.identity.comparable and not row.control]
-    logs = {name: summaries[name].values[metric] for name in judged if summaries[name].values[metric]}
+    comparable = [row.option for row in rows if row.identity.comparable and not row.control]
+    logs = {name: summaries[name].values[metric] for name in comparable if summaries[name].values[metric]}
     options = [option for option in suite.options if option.name in logs]
     # Settings that each option has at its own best follow from the option, and are none of its factors.
-    searched = [*(["micro_batch_size"] if suite.best_of else []), *(suite.tune.parameters if suite.tune else ())]
-    factors = factors_of(options, suite.baseline, besides=frozenset(searched))
+    tuned = [*(["micro_batch_size"] if suite.best_of else []), *(suite.tune.parameters if suite.tune else ())]
+    factors = factors_of(options, suite.baseline, excluded=frozenset(tuned))
     if not _is_grid(options, factors) or not (effects := _effects(logs, factors)):
         return None
     sizes: dict[str, float] = {}
     for effect in effects:
         sizes[effect.factor] = max(sizes.get(effect.factor, 0.0), abs(math.log(effect.ratio)))
     effects.sort(key=lambda e: (-sizes[e.factor], e.factor, -abs(math.log(e.ratio))))
-    return FactorView(effects=effects, interactions=_interactions(logs, factors), **_shares(rows, factors, effects))
+    return FactorView(effects=effects, interactions=_interactions(logs, factors), **_gains(rows, factors, effects))
 
 
-def factors_of(options: Sequence[Option], baseline: str, besides: frozenset[str] = frozenset()) -> list[Factor]:
-    """Settings in which the options differ, but `besides`; those that cut the options alike are one factor."""
+def factors_of(options: Sequence[Option], baseline: str, excluded: frozenset[str] = frozenset()) -> list[Factor]:
+    """Settings in which options differ, but the `excluded`; those that group the options alike are one factor."""
     if baseline not in [option.name for option in options]:
         return []
-    found: dict[tuple[int, ...], Factor] = {}
-    for name, levels in _differing(options):
-        if name in besides:
+    factors: dict[tuple[int, ...], Factor] = {}
+    for name, levels in _differing_settings(options):
+        if name in excluded:
             continue
-        numbers = {level: number for number, level in enumerate(dict.fromkeys(levels.values()))}
-        key = tuple(numbers[levels[option.name]] for option in options)
-        if key not in found:
-            found[key] = Factor(name, levels, levels[baseline])
-        elif name.count(".") == found[key].name.count("."):
-            found[key] = Factor(f"{found[key].name} = {name}", found[key].levels, found[key].base)
-    return list(found.values())
+        level_numbers = {level: number for number, level in enumerate(dict.fromkeys(levels.values()))}
+        key = tuple(level_numbers[levels[option.name]] for option in options)
+        if key not in factors:
+            factors[key] = Factor(name, levels, levels[baseline])
+        elif name.count(".") == factors[key].name.count("."):
+            factors[key] = Factor(f"{factors[key].name} = {name}", factors[key].levels, factors[key].base)
+    return list(factors.values())
 
 
-def _differing(options: Sequence[Option]) -> list[tuple[str, dict[str, str]]]:
-    """Dimensions by their word, and settings of those whose word is the same in all."""
+def _differing_settings(options: Sequence[Option]) -> list[tuple[str, dict[str, str]]]:
+    """Dimensions by the chosen names, and the settings of dimensions in which all options chose the same name."""
     settings = {option.name: option.choices.model_dump(mode="json") for option in options}
-    found = list[tuple[str, dict[str, str]]]()
+    varying = list[tuple[str, dict[str, str]]]()
     for dimension in dict.fromkeys(key for chosen in settings.values() for key in chosen if key not in NO_CHOICES):
         values = {name: chosen.get(dimension) for name, chosen in settings.items()}
-        words = {name: _word(value) for name, value in values.items()}
+        words = {name: _level_name(value) for name, value in values.items()}
         if len(set(words.values())) > 1:
-            found.append((dimension, words))
+            varying.append((dimension, words))
         mappings = {name: value for name, value in values.items() if isinstance(value, dict)}
         if len(mappings) < len(values):
             continue
         # Of a choice that all options make, those settings that they make differently.
-        in_one = dict.fromkeys(key for mapping in mappings.values() for key in mapping)
-        keys = [key for key in in_one if key == OWN_WARMUP or all(key in m for m in mappings.values())]
+        any_key = dict.fromkeys(key for mapping in mappings.values() for key in mapping)
+        keys = [key for key in any_key if key == OWN_WARMUP or all(key in m for m in mappings.values())]
         levels = {key: {name: str(m.get(key)) for name, m in mappings.items()} for key in keys if key != "name"}
-        found += [(f"{dimension}.{key}", own) for key, own in levels.items() if len(set(own.values())) > 1]
-    return found
+        varying += [(f"{dimension}.{key}", words) for key, words in levels.items() if len(set(words.values())) > 1]
+    return varying
 
 
-def _word(value: Any) -> str:
+def _level_name(value: Any) -> str:
     """What a suite selects the value by: `adamw`, `gpt2`, `bytes`, `bpe 2048`."""
     if not isinstance(value, dict):
         return str(value)
@@ -114,56 +114,56 @@ def _is_grid(options: Sequence[Option], factors: Sequence[Factor]) -> bool:
 
 def _effects(logs: Mapping[str, Mapping[int, float]], factors: Sequence[Factor]) -> list[Effect]:
     columns = [(factor, level) for factor in factors for level in factor.others]
-    found = _by_seed(logs, [_main(factor, level) for factor, level in columns])
+    by_seed = _effects_by_seed(logs, [_indicator(factor, level) for factor, level in columns])
     return [
-        Effect(factor=factor.name, level=level, against=factor.base, **_over_seeds(found[:, number]))
-        for number, (factor, level) in enumerate(columns) if len(found)
+        Effect(factor=factor.name, level=level, against=factor.base, **_mean_ratio(by_seed[:, number]))
+        for number, (factor, level) in enumerate(columns) if len(by_seed)
     ]  # fmt: skip
 
 
 def _interactions(logs: Mapping[str, Mapping[int, float]], factors: Sequence[Factor]) -> list[Interaction]:
-    """Each pair of factors by itself beside all main effects; the strongest."""
-    main = [_main(factor, level) for factor in factors for level in factor.others]
-    found: list[Interaction] = []
+    """The strongest interactions; each pair of factors is fitted by itself, with all main effects."""
+    main = [_indicator(factor, level) for factor in factors for level in factor.others]
+    interactions: list[Interaction] = []
     for first, second in itertools.combinations(factors, 2):
         cells = list(itertools.product(first.others, second.others))
-        products = [{o: _main(first, a)[o] * _main(second, b)[o] for o in first.levels} for a, b in cells]
-        seeds = _by_seed(logs, [*main, *products])
-        found += [
+        products = [{o: _indicator(first, a)[o] * _indicator(second, b)[o] for o in first.levels} for a, b in cells]
+        effects_by_seed = _effects_by_seed(logs, [*main, *products])
+        interactions += [
             Interaction(factors=[first.name, second.name], levels=[a, b],
-                        **_over_seeds(seeds[:, len(main) + number]))
+                        **_mean_ratio(effects_by_seed[:, len(main) + number]))
             for number, (a, b) in enumerate(cells)
-            if len(seeds)
+            if len(effects_by_seed)
         ]  # fmt: skip
-    return sorted(found, key=lambda i: -abs(math.log(i.ratio)))[:MOST_INTERACTIONS]
+    return sorted(interactions, key=lambda i: -abs(math.log(i.ratio)))[:MOST_INTERACTIONS]
 
 
-def _main(factor: Factor, level: str) -> dict[str, float]:
-    return {option: float(found == level) for option, found in factor.levels.items()}
+def _indicator(factor: Factor, level: str) -> dict[str, float]:
+    return {option: float(chosen == level) for option, chosen in factor.levels.items()}
 
 
-def _by_seed(logs: Mapping[str, Mapping[int, float]], columns: Sequence[Mapping[str, float]]) -> Floats:
-    """Coefficients, seeds x columns, of the seeds whose options tell them all."""
-    found = []
+def _effects_by_seed(logs: Mapping[str, Mapping[int, float]], columns: Sequence[Mapping[str, float]]) -> Floats:
+    """Coefficients, shape (seeds, columns), of the seeds whose options determine all of them."""
+    effects = []
     for seed in sorted({seed for values in logs.values() for seed in values}):
         names = [name for name, values in logs.items() if values.get(seed, 0) > 0]
         design = np.array([[1.0, *(column[name] for column in columns)] for name in names])
         target = np.array([math.log(logs[name][seed]) for name in names])
         coefficients, _, rank, _ = np.linalg.lstsq(design, target, rcond=None)
         if rank == design.shape[1]:
-            found.append(coefficients[1:])
-    return np.array(found)
+            effects.append(coefficients[1:])
+    return np.array(effects)
 
 
-def _over_seeds(logarithms: Floats) -> dict[str, float | None]:
-    """Ratio with the ends of its own interval."""
+def _mean_ratio(logarithms: Floats) -> dict[str, float | None]:
+    """Ratio over the seeds, with the ends of its 95 % interval by itself."""
     mean = of_logs(logarithms.tolist())
     assert mean is not None
     low, high = (None if end is None else math.exp(end) for end in mean.interval())
     return {"ratio": math.exp(mean.estimate), "low": low, "high": high}
 
 
-def _shares(rows: Sequence[Row], factors: Sequence[Factor], effects: Sequence[Effect]) -> dict[str, Any]:
+def _gains(rows: Sequence[Row], factors: Sequence[Factor], effects: Sequence[Effect]) -> dict[str, Any]:
     """The first row's gain as a product of its levels' main effects and what they do together."""
     best = rows[0] if rows and rows[0].rank is not None else None
     ratio = best.against_baseline.ratio if best and best.against_baseline else None

@@ -22,39 +22,40 @@ from selectbench.suite.command import CommandChoices
 from selectbench.suite.job import LrSchedule, distinct_rates, shape_sha256, shares
 from selectbench.suite.suite import Option, Suite
 
-Differing = list[tuple[str, object, object]]
-"""Path, what was recorded, and what the suite says."""
+SettingDifferences = list[tuple[str, object, object]]
+"""Of each setting: its path, the recorded value and the suite's."""
 
 
-def other_settings(summary: Summary) -> dict[int, Differing]:
-    """By completed seed, as far as records of their age say. Raises UserError where settings are no mapping."""
-    asked = summary.option.choices.model_dump(mode="json")
-    by_text, found = dict[bytes, Differing](), dict[int, Differing]()
+def other_settings(summary: Summary) -> dict[int, SettingDifferences]:
+    """Recorded settings that differ from the suite's, by seed. Raises UserError where a record's are no mapping."""
+    requested = summary.option.choices.model_dump(mode="json")
+    by_text, differences = dict[bytes, SettingDifferences](), dict[int, SettingDifferences]()
     for seed, record in summary.completed.items():
         if (text := bytes(record.trial.settings)) not in by_text:
-            by_text[text] = list(_differing(record.trial.read_settings(), asked))
-        found.update({seed: by_text[text]} if by_text[text] else {})
-    return found
+            by_text[text] = list(_differing(record.trial.read_settings(), requested))
+        if by_text[text]:
+            differences[seed] = by_text[text]
+    return differences
 
 
-def settings_in_words(differing: Differing, place: int) -> str:
-    """`optimizer.lr 0.001`; place 1: what was recorded, 2: what the suite says."""
-    return ", ".join(f"{entry[0]} {_shown(entry[place])}" for entry in differing[:3])
+def settings_in_words(differences: SettingDifferences, place: int) -> str:
+    """`optimizer.lr 0.001`, the first three; place 1: the recorded values, 2: the suite's."""
+    return ", ".join(f"{entry[0]} {_setting_words(entry[place])}" for entry in differences[:3])
 
 
 def _differing(
-    recorded: Mapping[str, Any], asked: Mapping[str, Any], path: str = ""
+    recorded: Mapping[str, Any], requested: Mapping[str, Any], path: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Of keys that were recorded; later versions have more."""
+    """The recorded settings that differ; keys that a later version added are not compared."""
     for key, value in recorded.items():
-        wanted = asked.get(key)
-        if isinstance(value, Mapping) and isinstance(wanted, Mapping):
-            yield from _differing(value, wanted, f"{path}{key}.")
-        elif value != wanted:
-            yield f"{path}{key}", value, wanted
+        requested_value = requested.get(key)
+        if isinstance(value, Mapping) and isinstance(requested_value, Mapping):
+            yield from _differing(value, requested_value, f"{path}{key}.")
+        elif value != requested_value:
+            yield f"{path}{key}", value, requested_value
 
 
-def _shown(value: object) -> str:
+def _setting_words(value: object) -> str:
     named = value.get("name") if isinstance(value, Mapping) else None
     return str(value if named is None else named)
 
@@ -69,7 +70,7 @@ Status = Literal["same", "declared", "violation", "not_verified"]
 FIELDS = Identity.__struct_fields__
 _VALUES = attrgetter(*FIELDS)
 OTHER_TRIALS = "most trials of the run"
-"""Stands for the option compared with where an option's other seeds are not like this one."""
+"""Named in place of an option to compare with, where an option's other seeds are not like this one."""
 RUN_WIDE = frozenset({"evaluation_set_sha256"})
 """Fields that no seed changes: compared over all trials of the run, not within seeds."""
 TOLERANCES = {
@@ -95,7 +96,7 @@ OF_SCRIPTS = frozenset({
 _MAY_HIDE = tuple(sorted(HIDDEN_IF_NONE))
 _HIDDEN = attrgetter(*_MAY_HIDE)
 
-_FOLLOWS = {
+_CHANGED_BY = {
     "micro_batch_size": frozenset({"gradient_accumulation_steps"}),
     "world_size": frozenset({"gradient_accumulation_steps", "world_size"}),
     "global_batch_size": frozenset({
@@ -117,91 +118,91 @@ _FOLLOWS = {
 The token stream's digest has one sum for each optimizer step, over every token at its place in the step: another
 global batch has another digest, though it reads the same sequences in the same order."""
 
-_DRAWS_MASKS = (
+_MASK_FIELDS = (
     "tokens_per_step", "gradient_accumulation_steps", "world_size", "framework", "attention", "sdpa_backends",
     "compiled", "compute_dtype",
 )  # fmt: skip
 """Fields on which the random numbers of dropout depend."""
 MASKS = "dropout: its masks depend on how a step is cut and computed"
-"""Stands among what is not verified where the trials dropped different activations."""
-_CUTS = ("tokens_per_step", "gradient_accumulation_steps", "world_size")
-_OF_THE_CUT = frozenset({"first_step_gradient_norm", "first_step_added_loss"})
+"""Entry of `not_verified` where the trials dropped different activations."""
+_STEP_CUT = ("tokens_per_step", "gradient_accumulation_steps", "world_size")
+_BY_CUT = frozenset({"first_step_gradient_norm", "first_step_added_loss"})
 """Fields that follow from the cut of a step where the model adds a loss of its own: of MoE's balance each
 micro-batch has the product of its means (Fedus et al. 2021, arXiv:2101.03961, equation 4), not the step."""
 OWN_LOOP = "an own loop's clipping, optimizer settings, further losses and updates"
-"""Stands among what is not verified where nobody saw what an own loop did besides."""
+"""Entry of `not_verified` where nobody saw what else an own loop did."""
 LEFT_TO_AN_OWN_LOOP = (
     "token_stream_sha256", "tokens_per_step", "learning_rate_shape_sha256", "peak_learning_rate"
 )  # fmt: skip
-"""Fields that say what an own loop was handed; what it made of it, it alone knows."""
+"""Fields of what an own loop was handed; what the loop did with it is not observed."""
 
 
 def may_change(option: Option, other: Option) -> frozenset[str]:
     """Identity fields that the choices in which two options differ may legitimately change."""
-    stated: set[str] = set()
-    names = tuple(_FOLLOWS)
+    declared: set[str] = set()
+    names = tuple(_CHANGED_BY)
     for choices in (option.choices, other.choices):
         if isinstance(choices, CommandChoices):  # whose placeholders may have any name
             names = ("micro_batch_size", "world_size", "python")
-            stated |= {*choices.may_change}
+            declared |= {*choices.may_change}
     changing = [name for name in names if getattr(option.choices, name) != getattr(other.choices, name)]
     if "world_size" in changing and isinstance(option.choices, CommandChoices):
-        stated.add("strategy")
-    ours, theirs = option.choices.by_dimension(), other.choices.by_dimension()
-    changed = [choice for name in ours if ours[name] != theirs[name] for choice in (ours[name], theirs[name])]
-    excused = [*(choice.allowed_differences() for choice in changed), *map(_FOLLOWS.__getitem__, changing)]
-    return frozenset(stated).union(*excused)
+        declared.add("strategy")
+    chosen, others = option.choices.by_dimension(), other.choices.by_dimension()
+    changed = [choice for name in chosen if chosen[name] != others[name] for choice in (chosen[name], others[name])]
+    excused = [*(c.allowed_differences() for c in changed), *map(_CHANGED_BY.__getitem__, changing)]
+    return frozenset(declared).union(*excused)
 
 
-def compare(ours: Identity, theirs: Identity, declared: frozenset[str]) -> dict[str, Status]:
-    """The status of each field of two trials of one seed that is not `same`; `declared` may differ."""
-    found = {name: _status(name, ours, theirs, name in declared) for name in _in_question(ours, theirs)}
-    return {name: status for name, status in found.items() if status != "same"}
+def compare(trial: Identity, reference: Identity, declared: frozenset[str]) -> dict[str, Status]:
+    """The status of each field that is not `same` in two trials of one seed; `declared`: fields that may differ."""
+    statuses = {name: _status(name, trial, reference, name in declared) for name in _open_fields(trial, reference)}
+    return {name: status for name, status in statuses.items() if status != "same"}
 
 
-def _in_question(ours: Identity, theirs: Identity) -> list[str]:
-    """Fields that are not simply the same: those that differ, and those that could not be seen."""
-    found = [] if ours == theirs else list(compress(FIELDS, map(ne, _VALUES(ours), _VALUES(theirs))))
-    hidden = _HIDDEN(ours)
+def _open_fields(trial: Identity, reference: Identity) -> list[str]:
+    """Fields that need a judgement: those that differ, and those that a trial could not see."""
+    fields = [] if trial == reference else list(compress(FIELDS, map(ne, _VALUES(trial), _VALUES(reference))))
+    hidden = _HIDDEN(trial)
     if None in hidden or "" in hidden:
-        found += [name for name, value in zip(_MAY_HIDE, hidden, strict=True) if value is None or value == ""]
-    if ours.world_size > 1 or theirs.world_size > 1:
-        found.append("reduction_dtype")
-    if _other_masks(ours, theirs):
-        found.append("dropout")
-    return list(dict.fromkeys(found))
+        fields += [name for name, value in zip(_MAY_HIDE, hidden, strict=True) if value is None or value == ""]
+    if trial.world_size > 1 or reference.world_size > 1:
+        fields.append("reduction_dtype")
+    if _masks_differ(trial, reference):
+        fields.append("dropout")
+    return list(dict.fromkeys(fields))
 
 
-def _other_masks(ours: Identity, theirs: Identity) -> bool:
-    """Whether the two dropped different activations."""
-    draws = ours.dropout or theirs.dropout or ours.random_modules or theirs.random_modules
-    return bool(draws) and any(getattr(ours, name) != getattr(theirs, name) for name in _DRAWS_MASKS)
+def _masks_differ(trial: Identity, reference: Identity) -> bool:
+    """Whether dropout dropped other activations in one trial than in the other."""
+    draws = trial.dropout or reference.dropout or trial.random_modules or reference.random_modules
+    return bool(draws) and any(getattr(trial, name) != getattr(reference, name) for name in _MASK_FIELDS)
 
 
-def _status(name: str, ours: Identity, theirs: Identity, declared: bool) -> Status:
-    mine, other = getattr(ours, name), getattr(theirs, name)
-    if name in HIDDEN_IF_NONE | OF_SCRIPTS and any(value is None or value == "" for value in (mine, other)):
+def _status(name: str, trial: Identity, other: Identity, declared: bool) -> Status:
+    value, expected = getattr(trial, name), getattr(other, name)
+    if name in HIDDEN_IF_NONE | OF_SCRIPTS and any(v is None or v == "" for v in (value, expected)):
         return "not_verified"
-    if name == "reduction_dtype" and any(i.world_size > 1 and i.reduction_dtype is None for i in (ours, theirs)):
+    if name == "reduction_dtype" and any(i.world_size > 1 and i.reduction_dtype is None for i in (trial, other)):
         return "not_verified"
     if name in TOLERANCES:
-        tolerance = TOLERANCES[name][0 if _is_fp32(ours) and _is_fp32(theirs) else 1]
-        agrees = abs(mine - other) <= tolerance * max(abs(mine), abs(other))
+        tolerance = TOLERANCES[name][0 if _is_fp32(trial) and _is_fp32(other) else 1]
+        agrees = abs(value - expected) <= tolerance * max(abs(value), abs(expected))
     else:  # one rank sums nothing, whatever the dtype
-        agrees = mine == other or (name == "reduction_dtype" and 1 in (ours.world_size, theirs.world_size))
+        agrees = value == expected or (name == "reduction_dtype" and 1 in (trial.world_size, other.world_size))
     if agrees:
-        return "not_verified" if name == "dropout" and _other_masks(ours, theirs) else "same"
-    adds = ours.first_step_added_loss is not None and theirs.first_step_added_loss is not None
+        return "not_verified" if name == "dropout" and _masks_differ(trial, other) else "same"
+    adds = trial.first_step_added_loss is not None and other.first_step_added_loss is not None
     if declared or (
-        adds and name in _OF_THE_CUT and any(getattr(ours, each) != getattr(theirs, each) for each in _CUTS)
+        adds and name in _BY_CUT and any(getattr(trial, cut) != getattr(other, cut) for cut in _STEP_CUT)
     ):
         return "declared"
     if name == "first_step_update_norm" and (
-        ours.left_out_parameters != theirs.left_out_parameters
-        or _status("first_step_gradient_norm", ours, theirs, declared) != "same"
+        trial.left_out_parameters != other.left_out_parameters
+        or _status("first_step_gradient_norm", trial, other, declared) != "same"
     ):  # of other gradients it does not show whether they were clipped alike
         return "not_verified"
-    return "not_verified" if name in TOLERANCES and _other_masks(ours, theirs) else "violation"
+    return "not_verified" if name in TOLERANCES and _masks_differ(trial, other) else "violation"
 
 
 def _is_fp32(identity: Identity) -> bool:
@@ -209,49 +210,49 @@ def _is_fp32(identity: Identity) -> bool:
     return dtypes == {"float32"} and not identity.matmul_tf32
 
 
-def asked_for(suite: Suite, option: Option, ranks: int, *, shapes_differ: bool) -> dict[str, Any]:
-    """By field what job and choices fix on so many ranks; `shapes_differ`: whether some option's schedule may."""
+def requested_fields(suite: Suite, option: Option, ranks: int, *, shapes_differ: bool) -> dict[str, Any]:
+    """Identity fields that job and choices fix on `ranks` ranks; `shapes_differ`: some schedule may differ."""
     if (command := suite.command) is not None:
         steps_made = {} if command.stop == "natural_end" else {"steps_requested": command.stops_after}
         return {"world_size": ranks if (size := option.choices.world_size) == "auto" else size, **steps_made}
     job, choices = suite.job_of(option), option.built
-    asked: dict[str, Any] = {"tokens_per_step": job.tokens_per_step, "steps_requested": job.max_steps}
+    requested: dict[str, Any] = {"tokens_per_step": job.tokens_per_step, "steps_requested": job.max_steps}
     for choice in choices.by_dimension().values():
-        asked |= choice.expected_identity()
+        requested |= choice.expected_identity()
     if isinstance(job.model, OwnModel):  # its kernel is its own
-        asked.pop("sdpa_backends", None)
+        requested.pop("sdpa_backends", None)
     if isinstance(job.model, Gpt2 | Llama):  # other models may return logits in another dtype than they compute
-        precision = choices.precision
-        asked["compute_dtype"] = precision.autocast_dtype or precision.working_dtype or precision.parameter_dtype
+        p = choices.precision
+        requested["compute_dtype"] = p.autocast_dtype or p.working_dtype or p.parameter_dtype
     if shapes_differ:
-        asked["learning_rate_shape_sha256"] = _shape(job.lr_schedule, job.max_steps)[0]
+        requested["learning_rate_shape_sha256"] = _schedule_shape(job.lr_schedule, job.max_steps)[0]
     if (rates := choices.optimizer.peak_rates()) is not None:
-        largest = _shape(job.lr_schedule, job.max_steps)[1]
-        asked["peak_learning_rate"] = distinct_rates(rate * largest for rate in rates)
-    asked["world_size"] = ranks if choices.world_size == "auto" else choices.world_size
+        largest = _schedule_shape(job.lr_schedule, job.max_steps)[1]
+        requested["peak_learning_rate"] = distinct_rates(rate * largest for rate in rates)
+    requested["world_size"] = ranks if choices.world_size == "auto" else choices.world_size
     may_skip = any("steps_applied" in choice.may_change for choice in choices.by_dimension().values())
     if choices.global_batch_size is not None and not may_skip:
-        asked["steps_applied"] = job.max_steps
-    steps = job.gradient_accumulation_steps(choices.micro_batch_size, asked["world_size"])
-    return {**asked, "gradient_accumulation_steps": steps}
+        requested["steps_applied"] = job.max_steps
+    steps = job.gradient_accumulation_steps(choices.micro_batch_size, requested["world_size"])
+    return {**requested, "gradient_accumulation_steps": steps}
 
 
 @cache
-def _shape(schedule: LrSchedule, max_steps: int) -> tuple[str, float]:
-    """Its digest, and the largest share of the peak rate: below 1 where no step has all of it."""
-    every = shares(schedule, max_steps)
-    return shape_sha256(every), max(every)
+def _schedule_shape(schedule: LrSchedule, max_steps: int) -> tuple[str, float]:
+    """A schedule's digest, and its largest share of the peak rate: below 1 where no step has the whole rate."""
+    step_shares = shares(schedule, max_steps)
+    return shape_sha256(step_shares), max(step_shares)
 
 
-def unmet(asked: Mapping[str, Any], found: Identity) -> dict[str, Any]:
-    """What was asked for, of those fields in which the trial was found to be otherwise."""
-    differing = [name for name, value in asked.items() if getattr(found, name) != value]
-    return {name: asked[name] for name in differing if getattr(found, name) is not None}
+def unmet_requests(requested: Mapping[str, Any], identity: Identity) -> dict[str, Any]:
+    """The requested values of the fields in which a trial's identity has another value."""
+    differing = [name for name, value in requested.items() if getattr(identity, name) != value]
+    return {name: requested[name] for name in differing if getattr(identity, name) is not None}
 
 
 @dataclass
 class _Findings:
-    """Of one option, collected over its seeds."""
+    """What the comparisons of one option showed, collected over its seeds."""
 
     declared: set[str] = field(default_factory=set)
     violations: dict[str, Violation] = field(default_factory=dict)
@@ -263,9 +264,9 @@ class _Findings:
     seeds: int = 0
 
     def violate(self, name: str, seed: int, **values: Any) -> None:
-        """The values of the first seed are shown; the others' are in the records."""
-        before = self.violations.setdefault(name, Violation(field=name, seeds=[], **values))
-        self.violations[name] = before.model_copy(update={"seeds": [*before.seeds, seed]})
+        """Keeps the values of the first seed; those of the others are in the records."""
+        violation = self.violations.setdefault(name, Violation(field=name, seeds=[], **values))
+        self.violations[name] = violation.model_copy(update={"seeds": [*violation.seeds, seed]})
 
     def certificate(self) -> Certificate:
         unseen = [name for name in FIELDS if name in self.not_verified and name not in self.violations]
@@ -299,30 +300,30 @@ def certify(suite: Suite, summaries: Sequence[Summary]) -> dict[str, Certificate
     ordered = [baseline, *(summary for summary in summaries if summary is not baseline)]
     findings = {summary.name: _Findings(seeds=len(summary.completed)) for summary in summaries}
     options = {summary.name: summary.option for summary in ordered}
-    every = [option.choices for option in suite.options if isinstance(option.choices, Choices)]
-    shapes_differ = any(o.optimizer.sets_schedule or o.global_batch_size is not None for o in every)
+    trained = [option.choices for option in suite.options if isinstance(option.choices, Choices)]
+    shapes_differ = any(o.optimizer.sets_schedule or o.global_batch_size is not None for o in trained)
 
     @cache
-    def asked_of(name: str, ranks: int) -> dict[str, Any]:
-        return asked_for(suite, options[name], ranks, shapes_differ=shapes_differ)
+    def requested_of(name: str, ranks: int) -> dict[str, Any]:
+        return requested_fields(suite, options[name], ranks, shapes_differ=shapes_differ)
 
     @cache
-    def excused(name: str, other: str) -> frozenset[str]:
+    def may_differ(name: str, other: str) -> frozenset[str]:
         return may_change(options[name], options[other])
 
     for seed in baseline.planned:
         done = {s.name: s for s in ordered if seed in s.completed}
-        identities = {name: found for name, s in done.items() if (found := s.completed[seed].identity)}
-        unmet_by = {n: unmet(asked_of(n, identity.world_size), identity) for n, identity in identities.items()}
+        identities = {name: identity for name, s in done.items() if (identity := s.completed[seed].identity)}
+        unmet_by = {n: unmet_requests(requested_of(n, i.world_size), i) for n, i in identities.items()}
         first = next(iter(identities), "")
-        odd = _odd_fields(first, identities, unmet_by, excused)
+        odd = _odd_fields(first, identities, unmet_by, may_differ)
         for name, other in odd.items():
-            mine, theirs = (getattr(identities[one], name) for one in (first, other))
-            findings[first].violate(name, seed, option=mine, baseline=theirs, against=other)
+            value, other_value = (getattr(identities[n], name) for n in (first, other))
+            findings[first].violate(name, seed, option=value, baseline=other_value, against=other)
         reference = next(iter(odd.values()), first)
         for name, summary in done.items():
-            to = summary if not reference or (odd and name == first) else done[reference]
-            _examine(summary, to, seed, unmet_by, excused(name, to.name), findings[name])
+            against = summary if not reference or (odd and name == first) else done[reference]
+            _compare_trials(summary, against, seed, unmet_by, may_differ(name, against.name), findings[name])
     for summary in summaries:  # besides, other settings than the suite's, and a loss that nothing can have
         violate = partial(findings[summary.name].violate, baseline=None, against=suite.baseline)
         for seed, differing in other_settings(summary).items():
@@ -331,48 +332,48 @@ def certify(suite: Suite, summaries: Sequence[Summary]) -> dict[str, Certificate
             if below_the_floor(measured):
                 floor = f"at least the source's own {measured.source_loss:.4g} nats per token"
                 violate("final_loss", seed, asked=floor, option=measured.final_loss)
-    _look_at_trials(suite, ordered, findings)
-    return {name: found.certificate() for name, found in findings.items()}
+    _check_trials(suite, ordered, findings)
+    return {name: collected.certificate() for name, collected in findings.items()}
 
 
 def _odd_fields(
     reference: str, identities: Mapping[str, Identity], unmet_by: Mapping[str, Mapping[str, Any]],
-    excused: Callable[[str, str], frozenset[str]],
+    may_differ: Callable[[str, str], frozenset[str]],
 ) -> dict[str, str]:  # fmt: skip
-    """Fields in which two others at least agree and all differ from the reference; with one of these."""
+    """Fields in which all others, two at least, agree and differ from the reference; with one of these others."""
     if len(identities) < 3:
         return {}
-    mine = identities[reference]
+    reference_identity = identities[reference]
     agreeing: dict[str, list[str]] = {}
-    for name, theirs in identities.items():
-        for field_name, status in compare(theirs, mine, excused(name, reference)).items():
+    for name, identity in identities.items():
+        for field_name, status in compare(identity, reference_identity, may_differ(name, reference)).items():
             if status == "violation" and field_name not in (*RUN_WIDE, *unmet_by[reference]):
                 agreeing.setdefault(field_name, []).append(name)
-    found: dict[str, str] = {}
-    for field_name, names in agreeing.items():
-        first, *rest = names
-        in_question = [n for n in identities if n != reference and field_name not in excused(n, reference)]
-        if rest and names == in_question and not any(field_name in unmet_by[name] for name in names):
-            alike = (_status(field_name, identities[first], identities[n], False) == "same" for n in rest)
-            found |= {field_name: first} if all(alike) else {}
-    return found
+    odd_fields: dict[str, str] = {}
+    for field_name, differing in agreeing.items():
+        first, *rest = differing
+        in_question = [n for n in identities if n != reference and field_name not in may_differ(n, reference)]
+        if rest and differing == in_question and not any(field_name in unmet_by[name] for name in differing):
+            agree = (_status(field_name, identities[first], identities[n], False) == "same" for n in rest)
+            odd_fields |= {field_name: first} if all(agree) else {}
+    return odd_fields
 
 
-def _look_at_trials(suite: Suite, ordered: Sequence[Summary], found: Mapping[str, _Findings]) -> None:
-    """Each trial by itself, and what must be the same in all trials of the run; the baseline is the first."""
+def _check_trials(suite: Suite, ordered: Sequence[Summary], findings: Mapping[str, _Findings]) -> None:
+    """Judges each trial by itself, and what must be equal in all trials; `ordered`: the baseline is the first."""
     trials = [(s, seed, record) for s in ordered for seed, record in s.completed.items()]
     changed = watched.changed_files([record for *_, record in trials])
     steps = {s.name: None if suite.command else suite.job_of(s.option).tokens_per_step for s in ordered}
     for place, (summary, seed, record) in enumerate(trials):
-        into = found[summary.name]
-        into.not_verified.update(watched.left_unseen(record, is_causal=suite.job.task == "causal_lm"))
+        of_option = findings[summary.name]
+        of_option.not_verified.update(watched.left_unseen(record, is_causal=suite.job.task == "causal_lm"))
         if (script := record.script) is not None:
-            into.conventions |= script.conventions
-            into.not_seen |= script.not_seen
-            into.not_verified |= script.not_seen.keys()
-        violate = partial(into.violate, seed=seed, baseline=None, against=suite.baseline)
-        for name, asked, did in (*watched.not_as_asked(suite, record), *changed.get(place, ())):
-            violate(name, asked=asked, option=did)
+            of_option.conventions |= script.conventions
+            of_option.not_seen |= script.not_seen
+            of_option.not_verified |= script.not_seen.keys()
+        violate = partial(of_option.violate, seed=seed, baseline=None, against=suite.baseline)
+        for name, requested, observed in (*watched.not_as_asked(suite, record), *changed.get(place, ())):
+            violate(name, asked=requested, option=observed)
         if contradiction := "; ".join(watched.contradictions(record, steps[summary.name])):
             violate("record", option=contradiction)
     groups: dict[object, list[tuple[Summary, int, Mapping[str, object]]]] = {}
@@ -391,47 +392,47 @@ def _look_at_trials(suite: Suite, ordered: Sequence[Summary], found: Mapping[str
             for summary, seed, values in group if others else ():
                 if values.get(name, most) != most:
                     against = OTHER_TRIALS if summary.name == first else first
-                    found[summary.name].violate(name, seed, option=values[name], baseline=most, against=against)
+                    findings[summary.name].violate(name, seed, option=values[name], baseline=most, against=against)
 
 
-def _examine(
+def _compare_trials(
     summary: Summary, reference: Summary, seed: int, unmet_by: Mapping[str, Mapping[str, Any]],
-    declared: frozenset[str], into: _Findings,
+    declared: frozenset[str], findings: _Findings,
 ) -> None:  # fmt: skip
-    """`unmet_by`: by option, what was asked for and it did not do; `declared`: the fields that may differ."""
-    ours, theirs = summary.completed[seed].identity, reference.completed[seed].identity
-    asked, violate = unmet_by.get(summary.name, {}), partial(into.violate, seed=seed, against=reference.name)
-    for name, value in asked.items():
-        violate(name, asked=value, option=getattr(ours, name), baseline=getattr(theirs, name, None))
-    if ours is None:
-        into.unrecorded.append(seed)
+    """Adds a trial's differences from the reference's; `unmet_by`: by option, requests that its trial missed."""
+    identity, other = summary.completed[seed].identity, reference.completed[seed].identity
+    unmet, violate = unmet_by.get(summary.name, {}), partial(findings.violate, seed=seed, against=reference.name)
+    for name, value in unmet.items():
+        violate(name, asked=value, option=getattr(identity, name), baseline=getattr(other, name, None))
+    if identity is None:
+        findings.unrecorded.append(seed)
     if summary is not reference:
-        into.references[reference.name] = None
-    if summary is reference or ours is None or theirs is None:
+        findings.references[reference.name] = None
+    if summary is reference or identity is None or other is None:
         return
     records = summary.completed[seed], reference.completed[seed]
-    statuses = compare(ours, theirs, declared)
+    statuses = compare(identity, other, declared)
     for name, convention in equal_when_rounded(*records).items():
         if statuses.get(name) == "violation":
             del statuses[name]
-            into.conventions[name] = convention
+            findings.conventions[name] = convention
     if any(map(watched.is_unscored, records)):
         statuses |= dict.fromkeys(RUN_WIDE & statuses.keys(), "not_verified")
-    if is_own(ours.framework) or is_own(theirs.framework):
-        left = {name for name in LEFT_TO_AN_OWN_LOOP if getattr(ours, name) is not None} - statuses.keys()
+    if is_own(identity.framework) or is_own(other.framework):
+        left = {name for name in LEFT_TO_AN_OWN_LOOP if getattr(identity, name) is not None} - statuses.keys()
         left -= set(watched.TOKENS) if all(map(watched.saw_its_tokens, records)) else set()
-        into.not_verified |= {OWN_LOOP, *left}
+        findings.not_verified |= {OWN_LOOP, *left}
     if not statuses:  # as it is with most of thousands of trials
         return
     by_status: dict[Status, set[str]] = {status: set() for status in get_args(Status)}
     for name, status in statuses.items():
         by_status[status].add(name)
-    into.declared |= by_status["declared"]
-    into.not_verified |= by_status["not_verified"]
-    if drawing := sorted({*ours.random_modules, *theirs.random_modules}):
-        into.not_seen["dropout"] = f"{', '.join(drawing)} draws random numbers, which depend on how a step is cut"
-    elif statuses.get("dropout") == "not_verified" and None not in (ours.dropout, theirs.dropout):
-        into.not_verified.add(MASKS)
-    # Where the reference did otherwise than asked, the difference is its own.
-    for name in by_status["violation"] - asked.keys() - unmet_by.get(reference.name, {}).keys() - RUN_WIDE:
-        violate(name, option=getattr(ours, name), baseline=getattr(theirs, name))
+    findings.declared |= by_status["declared"]
+    findings.not_verified |= by_status["not_verified"]
+    if names := sorted({*identity.random_modules, *other.random_modules}):
+        findings.not_seen["dropout"] = f"{', '.join(names)} draws random numbers, which depend on how a step is cut"
+    elif statuses.get("dropout") == "not_verified" and None not in (identity.dropout, other.dropout):
+        findings.not_verified.add(MASKS)
+    # Where the reference itself does not meet a request, the difference is not this option's fault.
+    for name in by_status["violation"] - unmet.keys() - unmet_by.get(reference.name, {}).keys() - RUN_WIDE:
+        violate(name, option=getattr(identity, name), baseline=getattr(other, name))
