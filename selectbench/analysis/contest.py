@@ -12,11 +12,11 @@ import numpy as np
 
 from selectbench import units
 from selectbench.analysis import family
-from selectbench.analysis.family import Judged
-from selectbench.analysis.lanes import by_part, disturbed, parts_of
+from selectbench.analysis.family import TestResult
+from selectbench.analysis.lanes import by_part, neighbour_metrics, part_by_seed
 from selectbench.analysis.metrics import finite
 from selectbench.analysis.result import Comparison, ConstraintVerdict, Decision, Family, Settling
-from selectbench.analysis.statistics import Blocks, Bools, Difference, make_blocks, of_one, standing_out
+from selectbench.analysis.statistics import Blocks, Bools, Difference, estimate_value, make_blocks, outlying
 from selectbench.analysis.summary import Summary, mean, other_tokens, outcomes, seeds_words
 from selectbench.suite.metrics import METRICS, PER_TOKEN, SECONDS_TO_LOSS, Constraint, names_of, parse_constraint
 from selectbench.suite.suite import CONTROL, Suite
@@ -29,8 +29,8 @@ of one job varies that much from seed to seed."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A constraint on one option that a test must answer."""
+class BoundTest:
+    """The test of one option against the bound of a constraint."""
 
     text: str
     constraint: Constraint
@@ -39,26 +39,26 @@ class Asked:
     is_far: bool = False
     """Whether every seed's value lies beyond `FAR` times an absolute bound, or below its inverse."""
 
-    def concluded(self, judged: Judged | None, settling: Settling | None) -> ConstraintVerdict:
-        """`judged`: the test among its family; None: no measure of spread."""
+    def conclude(self, result: TestResult | None, settling: Settling | None) -> ConstraintVerdict:
+        """The verdict from the test's result among its family; `result` None: there is no measure of spread."""
         estimate = self.test.difference.estimate
-        verdict, shown = "undecided", f"{self.constraint.metric} is {self._shown(estimate)}"
-        if self.is_far or (judged and (judged.rejected or judged.is_exact)):
+        verdict, shown = "undecided", f"{self.constraint.metric} is {self._estimate_words(estimate)}"
+        if self.is_far or (result and (result.rejected or result.is_exact)):
             verdict = "holds" if self._holds(estimate) else "fails"
-        if judged is None:
+        if result is None:
             is_one = self.test.difference.seeds == 1
             why = " with one seed, which shows no spread" if is_one else " with every seed, maybe by chance"
-            return said(self.text, verdict, f"{shown}{', far from the bound' if self.is_far else why}")
-        if judged.low < judged.high:
-            shown = self._with_interval(shown, judged)
+            return answer(self.text, verdict, f"{shown}{', far from the bound' if self.is_far else why}")
+        if result.low < result.high:
+            shown = self._with_interval(shown, result)
         settling = settling if verdict == "undecided" else None
-        return said(self.text, verdict, shown, p_adjusted=judged.p_adjusted, settling=settling)
+        return answer(self.text, verdict, shown, p_adjusted=result.p_adjusted, settling=settling)
 
-    def _with_interval(self, shown: str, judged: Judged) -> str:
-        around = 0.0 if self.constraint.relative else judged.estimate
-        low, high = ratio_of(judged.low - around), ratio_of(judged.high - around)
-        if judged.rejected or units.is_measurable(low, high):
-            return f"{shown} ({self._end(judged.low)} to {self._end(judged.high)})"
+    def _with_interval(self, shown: str, result: TestResult) -> str:
+        around = 0.0 if self.constraint.relative else result.estimate
+        low, high = ratio_of(result.low - around), ratio_of(result.high - around)
+        if result.rejected or units.is_measurable(low, high):
+            return f"{shown} ({self._words(result.low)} to {self._words(result.high)})"
         if against := self.constraint.against:
             return f"{self.constraint.metric} against the {against} is {units.NOT_MEASURABLE}"
         return f"{shown}, too noisy to tell"
@@ -68,61 +68,61 @@ class Asked:
             return self.constraint.operator in ("<=", ">=")
         return self.constraint.holds(estimate, self.test.bound)
 
-    def _end(self, logarithm: float) -> str:
+    def _words(self, logarithm: float) -> str:
         value = ratio_of(logarithm)
         if self.constraint.relative:
             return units.DASH if value is None else f"{value:.4g}x"
         return METRICS[self.constraint.metric].show(value)
 
-    def _shown(self, logarithm: float) -> str:
+    def _estimate_words(self, logarithm: float) -> str:
         is_ratio = self.constraint.relative and ratio_of(logarithm) is not None
-        return f"{self._end(logarithm)} {self.constraint.against}" if is_ratio else self._end(logarithm)
+        return f"{self._words(logarithm)} {self.constraint.against}" if is_ratio else self._words(logarithm)
 
 
-def _absolute(text: str, constraint: Constraint, summary: Summary) -> Asked | ConstraintVerdict:
+def _absolute(text: str, constraint: Constraint, summary: Summary) -> BoundTest | ConstraintVerdict:
     values = summary.values[constraint.metric]
     if not values:
-        return _without_figure(text, constraint.metric)
-    estimate = of_one(values, is_coarse=METRICS[constraint.metric].scored)
+        return _no_figure_answer(text, constraint.metric)
+    estimate = estimate_value(values, is_coarse=METRICS[constraint.metric].scored)
     if estimate is None or constraint.value <= 0 or min(values.values()) <= 0:
-        return directly(text, constraint, summary)
+        return untested(text, constraint, summary)
     distances = [math.log(value / constraint.value) for value in values.values()]
     far = min(distances) > math.log(FAR) or max(distances) < -math.log(FAR)
-    return Asked(text, constraint, family.HypothesisTest(estimate, math.log(constraint.value)), is_far=far)
+    return BoundTest(text, constraint, family.HypothesisTest(estimate, math.log(constraint.value)), is_far=far)
 
 
-def gap_in(text: str, metric: str, summary: Summary) -> ConstraintVerdict | None:
-    """The answer where completed seeds have no value though others have: the others would flatter the option."""
+def gap_answer(text: str, metric: str, summary: Summary) -> ConstraintVerdict | None:
+    """The answer where completed seeds lack a value that others have: these would flatter the option."""
     if blown := summary.blown_up(metric):
-        return said(text, "fails", f"no finite {metric} with {seeds_words(blown)}")
+        return answer(text, "fails", f"no finite {metric} with {seeds_words(blown)}")
     if unknown := summary.unknown(metric):
-        return said(text, "undecided", f"no {metric} with {seeds_words(unknown)}")
+        return answer(text, "undecided", f"no {metric} with {seeds_words(unknown)}")
     return None
 
 
-def _without_figure(text: str, metric: str) -> ConstraintVerdict:
+def _no_figure_answer(text: str, metric: str) -> ConstraintVerdict:
     if metric == "peak_memory_bytes":
-        return said(text, "not_judged", "memory grew by less than can be measured")
-    return said(text, "fails", f"no finite {metric}")
+        return answer(text, "not_judged", "memory grew by less than can be measured")
+    return answer(text, "fails", f"no finite {metric}")
 
 
-def directly(text: str, constraint: Constraint, ours: Summary, theirs: Summary | None = None) -> ConstraintVerdict:
-    """Where there is no logarithm: what all seeds say, if they agree; a factor of `theirs` says nothing below 0."""
+def untested(text: str, constraint: Constraint, option: Summary, other: Summary | None = None) -> ConstraintVerdict:
+    """The answer without a test, where there are no logarithms: what all seeds say, if they agree."""
     name = constraint.metric
-    others = dict.fromkeys(ours.values[name], 1.0) if theirs is None else theirs.values[name]
-    pairs = [(value, others[seed]) for seed, value in ours.values[name].items() if seed in others]
-    answers = {constraint.holds(mine, constraint.value * other) for mine, other in pairs}
-    is_clear = len(answers) == 1 and (theirs is None or min(map(min, pairs)) >= 0)
+    others = dict.fromkeys(option.values[name], 1.0) if other is None else other.values[name]
+    pairs = [(value, others[seed]) for seed, value in option.values[name].items() if seed in others]
+    answers = {constraint.holds(value, constraint.value * other_value) for value, other_value in pairs}
+    is_clear = len(answers) == 1 and (other is None or min(map(min, pairs)) >= 0)
     verdict = ("holds" if True in answers else "fails") if is_clear else "undecided"
-    shown = f"{name} is {METRICS[name].show(ours.mean(name))}"
-    if theirs is not None:
-        against = METRICS[name].show(theirs.mean(name))
+    shown = f"{name} is {METRICS[name].show(option.mean(name))}"
+    if other is not None:
+        against = METRICS[name].show(other.mean(name))
         shown += f", {against} for the {constraint.against}, of which a value is 0 or less"
-    return said(text, verdict, shown)
+    return answer(text, verdict, shown)
 
 
-def said(text: str, verdict: str, detail: str, **more: Any) -> ConstraintVerdict:
-    """What is said of a constraint; `more`: as `ConstraintVerdict` has it."""
+def answer(text: str, verdict: str, detail: str, **more: Any) -> ConstraintVerdict:
+    """The answer to a constraint; `more`: further fields of `ConstraintVerdict`."""
     return ConstraintVerdict.model_validate({"constraint": text, "verdict": verdict, "detail": detail, **more})
 
 
@@ -146,12 +146,12 @@ class Contest:
         taking_part = [summary for summary in summaries if comparable[summary.name]]
         same_tokens = [summary for summary in taking_part if not other_tokens(suite, summary.option)]
         losses = {summary.name: summary.values["final_loss"] for summary in taking_part}
-        parts = parts_of(suite.baseline, [record for s in summaries for record in s.completed.values()])
-        moved = disturbed(suite) if parts else []
+        parts = part_by_seed(suite.baseline, [record for s in summaries for record in s.completed.values()])
+        moved = neighbour_metrics(suite) if parts else []
         self.blocks = dict[str, Blocks]()
         """By metric, of all comparable options."""
         self.of_rounds = dict[str, Blocks]()
-        """By metric whose `blocks` are nodes or lanes: what they would be of seeds."""
+        """The blocks of seeds, by metric whose `blocks` are of nodes or lanes."""
         for name in names_of(suite.job):
             values = {s.name: s.values[name] for s in (same_tokens if name in PER_TOKEN else taking_part)}
             self.blocks[name] = make_blocks(values, losses if METRICS[name].scored else None)
@@ -165,34 +165,34 @@ class Contest:
         self.round_seconds = math.fsum(known) if known else None
         """Expected time of one more seed for every option; None: no trial completed."""
         self.flattered = {s.name for s in summaries if s.flattered(self.objective.name)}
-        """Options of which seeds failed for what the objective tells."""
+        """Options whose seeds failed for what the objective measures, so that the lucky ones are left."""
         self.is_busy = any(s.counts_busy and s.busy for s in summaries)
         """Whether trials of a busy CPU count."""
-        self._out_of_line = dict[str, dict[tuple[str, int], float]]()
+        self._outliers = dict[str, dict[tuple[str, int], float]]()
         self.differences = dict[str, Difference]()
         """By option: the objective over the baseline's."""
-        self.asked = dict[Key, Asked | ConstraintVerdict]()
-        tests = {key: test for summary in taking_part for key, test in self._declared(summary)}
+        self.checks = dict[Key, BoundTest | ConstraintVerdict]()
+        tests = {key: test for summary in taking_part for key, test in self._declared_tests(summary)}
         # Those of options that were screened out are not made: what the family was declared to be does not shrink.
         out = sum(summary.is_screened_out for summary in summaries) * (1 + len(suite.decide.constraints))
-        self.judged = family.judge_all(tests, self.alpha, besides=out)
-        made = sum(not judged.is_exact for judged in self.judged.values())
+        self.results = family.judge_all(tests, self.alpha, further=out)
+        made = sum(not result.is_exact for result in self.results.values())
         self.tests = made + out if made else 0
-        """How many share alpha."""
+        """Number of tests that share alpha."""
         self.ends = dict[tuple[str, str], tuple[float, float]]()
         """By option and metric: of the ratio's simultaneous interval, where a test is on it; logarithms."""
         self._give_each_ratio_one_interval()
 
-    def _declared(self, summary: Summary) -> Iterator[tuple[Key, family.HypothesisTest]]:
+    def _declared_tests(self, summary: Summary) -> Iterator[tuple[Key, family.HypothesisTest]]:
         """An option's tests among the family's. The control and the baseline itself are no candidates."""
         is_baseline, control = summary is self.baseline, is_control(self.suite, summary.name)
         for text in [] if control else self.suite.decide.constraints:
-            self.asked[summary.name, text] = asked = self.ask(text, summary)
-            if isinstance(asked, Asked) and is_baseline and asked.constraint.relative:  # to itself
-                itself = Judged(0.0, 0.0, 0.0, 1.0, 1.0, self.alpha)
-                self.asked[summary.name, text] = asked.concluded(itself, None)
-            elif isinstance(asked, Asked):
-                yield (summary.name, text), asked.test
+            self.checks[summary.name, text] = check = self.check(text, summary)
+            if isinstance(check, BoundTest) and is_baseline and check.constraint.relative:  # to itself
+                itself = TestResult(0.0, 0.0, 0.0, 1.0, 1.0, self.alpha)
+                self.checks[summary.name, text] = check.conclude(itself, None)
+            elif isinstance(check, BoundTest):
+                yield (summary.name, text), check.test
         difference = self.blocks[self.objective.name].difference(summary.name, self.baseline.name)
         if not is_baseline and difference is not None:
             self.differences[summary.name] = difference
@@ -202,26 +202,26 @@ class Contest:
     def _give_each_ratio_one_interval(self) -> None:
         """Several tests of one ratio have their ends moved each to its own bound: all of it holds together."""
         of_ratio: dict[tuple[str, str], list[Key]] = {}
-        for option, text in self.judged:
-            asked = self.asked.get((option, text))
-            if not text or (isinstance(asked, Asked) and asked.constraint.relative):
-                metric = asked.constraint.metric if isinstance(asked, Asked) else self.objective.name
+        for option, text in self.results:
+            check = self.checks.get((option, text))
+            if not text or (isinstance(check, BoundTest) and check.constraint.relative):
+                metric = check.constraint.metric if isinstance(check, BoundTest) else self.objective.name
                 of_ratio.setdefault((option, metric), []).append((option, text))
         for place, keys in of_ratio.items():
-            several = [self.judged[key] for key in keys]
-            low, high = self.ends[place] = max(one.low for one in several), min(one.high for one in several)
-            self.judged.update({key: replace(self.judged[key], low=low, high=high) for key in keys})
+            results = [self.results[key] for key in keys]
+            low, high = self.ends[place] = max(r.low for r in results), min(r.high for r in results)
+            self.results.update({key: replace(self.results[key], low=low, high=high) for key in keys})
 
-    def out_of_line(self, metric: str) -> dict[tuple[str, int], float]:
-        """Trials that stand out by a metric, by option and seed, with the factor to what was to be expected."""
-        if metric not in self._out_of_line:
+    def outliers(self, metric: str) -> dict[tuple[str, int], float]:
+        """Trials that are outliers by a metric, by option and seed, with the factor to the expected value."""
+        if metric not in self._outliers:
             blocks = self.of_rounds.get(metric) or self.blocks[metric]
-            found = standing_out(blocks.logs)
-            self._out_of_line[metric] = {
-                (blocks.names[place], blocks.seeds[column]): math.exp(found[place, column])
-                for place, column in np.argwhere(~np.isnan(found)).tolist()
+            distances = outlying(blocks.logs)
+            self._outliers[metric] = {
+                (blocks.names[place], blocks.seeds[column]): math.exp(distances[place, column])
+                for place, column in np.argwhere(~np.isnan(distances)).tolist()
             }
-        return self._out_of_line[metric]
+        return self._outliers[metric]
 
     def p_of_luck(self, option: str, metric: str | None = None) -> float:
         """Of the hypothesis that an option reaches the loss sooner by the luck of those of its seeds that reach it.
@@ -240,117 +240,117 @@ class Contest:
 
     def _p_beyond(self, metric: str, option: str, bound: float, *, more: bool) -> float:
         """Two-sided p of a difference from the baseline that lies above the bound (`more`) or below; else 1."""
-        found = self.blocks[metric].difference(option, self.baseline.name)
-        is_beyond = found is not None and (found.estimate > bound if more else found.estimate < bound)
-        return found.p(bound) if found is not None and is_beyond else 1.0
+        d = self.blocks[metric].difference(option, self.baseline.name)
+        is_beyond = d is not None and (d.estimate > bound if more else d.estimate < bound)
+        return d.p(bound) if d is not None and is_beyond else 1.0
 
     def declared(self) -> Family:
-        """What was declared."""
+        """The declared family of tests."""
         metrics = dict.fromkeys([self.objective.name, *names_of(self.suite.job)])
-        found = {name: self.suite.threshold(name) for name in metrics}
-        thresholds = {name: share for name, share in found.items() if share or name == self.objective.name}
+        shares = {name: self.suite.threshold(name) for name in metrics}
+        thresholds = {name: share for name, share in shares.items() if share or name == self.objective.name}
         return Family(
             alpha=self.alpha, looks=self.suite.looks, objective=self.objective.name, tests=self.tests,
             constraints=self.suite.decide.constraints, thresholds=thresholds,
         )  # fmt: skip
 
-    def ask(self, text: str, summary: Summary) -> Asked | ConstraintVerdict:
-        """What is asked of an option that completed a seed, or the answer. Raises ValueError for a wrong text."""
+    def check(self, text: str, summary: Summary) -> BoundTest | ConstraintVerdict:
+        """The test of a constraint on an option that completed a seed, or its answer. Raises ValueError."""
         constraint = parse_constraint(text)
         metric = METRICS[constraint.metric]
         if metric.quality and (self.suite.quick or not self.suite.job.evaluates):
-            return said(text, "not_judged", "quality was not measured")
+            return answer(text, "not_judged", "quality was not measured")
         diverged = [seed for seed, failure in summary.failed.items() if failure.kind == "diverged"]
         if metric.quality and diverged:
-            return said(text, "fails", f"diverged with seed {', '.join(map(str, diverged))}")
+            return answer(text, "fails", f"diverged with seed {', '.join(map(str, diverged))}")
         if metric.name == SECONDS_TO_LOSS and summary.not_reached:
-            return said(text, "fails", summary.not_reached_words())
+            return answer(text, "fails", summary.not_reached_words())
         if summary.only_spoiled(metric.name):
-            return said(text, "not_judged", f"every trial was {summary.unclean_words(metric.name)}")
-        if gap := gap_in(text, metric.name, summary):
+            return answer(text, "not_judged", f"every trial was {summary.unclean_words(metric.name)}")
+        if gap := gap_answer(text, metric.name, summary):
             return gap
         if lost := summary.flattered_words(metric.name):
-            return said(text, "undecided", f"{lost}: the other seeds may flatter it")
+            return answer(text, "undecided", f"{lost}: the other seeds may flatter it")
         if "gpu" in metric.needs and not summary.values[metric.name]:
-            return said(text, "not_judged", f"no trial measured {metric.name}")
+            return answer(text, "not_judged", f"no trial measured {metric.name}")
         return (self._relative if constraint.relative else _absolute)(text, constraint, summary)
 
-    def _relative(self, text: str, constraint: Constraint, summary: Summary) -> Asked | ConstraintVerdict:
+    def _relative(self, text: str, constraint: Constraint, summary: Summary) -> BoundTest | ConstraintVerdict:
         name, baseline = constraint.metric, self.baseline
         if baseline.only_spoiled(name):
             words = baseline.unclean_words(name)
-            return said(text, "not_judged", f"every trial of the baseline {baseline.name} was {words}")
+            return answer(text, "not_judged", f"every trial of the baseline {baseline.name} was {words}")
         if not baseline.values[name]:
-            return said(text, "not_judged", f"the baseline {baseline.name} has no {name}")
+            return answer(text, "not_judged", f"the baseline {baseline.name} has no {name}")
         if not summary.values[name]:
-            return _without_figure(text, name)
+            return _no_figure_answer(text, name)
         if constraint.value <= 0:
-            return directly(text, constraint, summary)
+            return untested(text, constraint, summary)
         if summary.name == baseline.name:
             difference: Difference | None = Difference(0.0, 0.0, None, len(summary.values[name]), "none")
         elif summary.without_ratio(name) or baseline.without_ratio(name):
-            return directly(text, constraint, summary, baseline)
+            return untested(text, constraint, summary, baseline)
         else:
             difference = self.blocks[name].difference(summary.name, baseline.name)
         if difference is None and (baseline.spoiled[name] or summary.spoiled[name]):
-            return said(text, "not_judged", "no seed was clean with the baseline too")
+            return answer(text, "not_judged", "no seed was clean with the baseline too")
         if difference is None:
-            return said(text, "undecided", "no figure to compare for any seed of the baseline")
+            return answer(text, "undecided", "no figure to compare for any seed of the baseline")
         least_p = self.p_of_luck(summary.name, name)
-        return Asked(text, constraint, family.HypothesisTest(difference, math.log(constraint.value), least_p))
+        return BoundTest(text, constraint, family.HypothesisTest(difference, math.log(constraint.value), least_p))
 
     def constraints(self, option: str) -> list[ConstraintVerdict]:
-        """One each in the suite's order; empty for an option that was not asked."""
+        """The verdicts in the suite's order; [] for an option that is not tested."""
         verdicts = []
         for text in self.suite.decide.constraints:
-            asked = self.asked.get((option, text))
-            if isinstance(asked, Asked):
-                distance = abs(asked.test.difference.estimate - asked.test.bound)
-                settling = self._settling(asked.constraint.metric, asked.test.difference, distance, self.tests)
-                flattering = asked.constraint.relative and self.baseline.flattered_words(asked.constraint.metric)
-                asked = asked.concluded(self.judged.get((option, text)), settling)
-                if flattering and asked.verdict == "fails":
-                    asked = said(text, "undecided", f"{asked.detail}, but of the baseline {flattering}")
-            verdicts += [asked] if asked is not None else []
+            check = self.checks.get((option, text))
+            if isinstance(check, BoundTest):
+                distance = abs(check.test.difference.estimate - check.test.bound)
+                settling = self._settling(check.constraint.metric, check.test.difference, distance, self.tests)
+                flattering = check.constraint.relative and self.baseline.flattered_words(check.constraint.metric)
+                check = check.conclude(self.results.get((option, text)), settling)
+                if flattering and check.verdict == "fails":
+                    check = answer(text, "undecided", f"{check.detail}, but of the baseline {flattering}")
+            verdicts += [check] if check is not None else []
         return verdicts
 
     def against_baseline(self, option: str) -> Comparison | None:
         """By the objective; None: no seed of both."""
         if option not in self.differences:
             return None
-        judged = self.judged.get((option, ""))
-        found = self.compared(self.baseline.name, self.differences[option], judged, self.tests)
-        if found.decision in self.flattery(option):
-            return found.model_copy(update={"decision": "undecided", "exceeds": False})
-        return found
+        result = self.results.get((option, ""))
+        comparison = self.comparison(self.baseline.name, self.differences[option], result, self.tests)
+        if comparison.decision in self.excluded_decisions(option):
+            return comparison.model_copy(update={"decision": "undecided", "exceeds": False})
+        return comparison
 
-    def flattery(self, option: str) -> set[Decision]:
-        """What may not be said of it beside the baseline, as the lucky seeds alone are left of one of them."""
-        found: set[Decision] = {"better"} if option in self.flattered else set()
-        found |= {"worse"} if self.baseline.name in self.flattered else set()
-        return found | {"no_difference"} if found else found
+    def excluded_decisions(self, option: str) -> set[Decision]:
+        """Decisions that may not be made against the baseline, as one of the two has lucky seeds alone left."""
+        excluded: set[Decision] = {"better"} if option in self.flattered else set()
+        excluded |= {"worse"} if self.baseline.name in self.flattered else set()
+        return excluded | {"no_difference"} if excluded else excluded
 
-    def decision(self, judged: Judged | None) -> Decision:
-        """By the objective and its threshold; `judged` None: no measure of spread."""
+    def decision(self, result: TestResult | None) -> Decision:
+        """The decision by the objective and its threshold; `result` None: no measure of spread."""
         more = self.objective.better == "more"
-        return family.decide(judged, self.threshold, more_is_better=more) if judged else "undecided"
+        return family.decide(result, self.threshold, more_is_better=more) if result else "undecided"
 
-    def compared(self, against: str, difference: Difference, judged: Judged | None, tests: int) -> Comparison:
-        """A difference by the objective in words and figures; `judged` None: no measure of spread."""
-        decision, settling = self.decision(judged), None
+    def comparison(self, against: str, difference: Difference, result: TestResult | None, tests: int) -> Comparison:
+        """The comparison by the objective; `result` None: no measure of spread."""
+        decision, settling = self.decision(result), None
         matters = math.log1p(self.threshold)
-        low, high = (ratio_of(judged.low), ratio_of(judged.high)) if judged else (None, None)
-        if decision == "undecided" and judged and units.is_measurable(low, high):
+        low, high = (ratio_of(result.low), ratio_of(result.high)) if result else (None, None)
+        if decision == "undecided" and result and units.is_measurable(low, high):
             estimate = abs(difference.estimate)
             # It must be told from none at all, or from the threshold.
             distance = estimate if estimate > matters else matters - estimate
             settling = self._settling(self.objective.name, difference, distance, tests)
         return Comparison(
             against=against, ratio=ratio_of(difference.estimate), low=low, high=high,
-            p=judged.p if judged else None, p_adjusted=judged.p_adjusted if judged else None,
+            p=result.p if result else None, p_adjusted=result.p_adjusted if result else None,
             decision=decision, spread=difference.spread, degrees_of_freedom=difference.degrees_of_freedom,
             seeds=difference.seeds, settling=settling,
-            exceeds=judged is not None and max(judged.low, -judged.high) > matters + family.ROUNDING,
+            exceeds=result is not None and max(result.low, -result.high) > matters + family.ROUNDING,
         )  # fmt: skip
 
     def _settling(self, metric: str, difference: Difference, distance: float, tests: int) -> Settling | None:
@@ -360,7 +360,7 @@ class Contest:
         seeds = family.seeds_to_settle(difference, level, distance)
         # More seeds are no remedy where a busy machine, a node or a single trial made the spread.
         is_disturbed = (self.is_busy and "busy" in METRICS[metric].spoiled_by) or metric in self.of_rounds
-        if seeds is None or not self.is_complete or is_disturbed or self.out_of_line(metric):
+        if seeds is None or not self.is_complete or is_disturbed or self.outliers(metric):
             return None
         return Settling(seeds=seeds, seconds=None if self.round_seconds is None else seeds * self.round_seconds)
 
@@ -381,7 +381,7 @@ def is_control(suite: Suite, option: str) -> bool:
 
 
 def ratio_of(logarithm: float | None) -> float | None:
-    """None where it is more than a float holds."""
+    """The ratio of a logarithm; None where a float cannot hold it."""
     return None if logarithm is None else finite(math.exp, logarithm)
 
 
@@ -406,9 +406,9 @@ class Ranks:
         pairs = family.all_pairs(contest.blocks[objective.name], others, contest.alpha, more_is_better=more)
         self.pairs = pairs
         """Of the options besides the baseline."""
-        judged = [contest.judged.get((name, "")) for name in others]
+        results = [contest.results.get((name, "")) for name in others]
         # Who is told from the baseline by the declared family; there is no gate where it could not tell.
-        gate = np.array([one is None or one.rejected for one in judged], bool)
+        gate = np.array([r is None or r.rejected for r in results], bool)
         past_the_gate = pairs.better(threshold, families=PAST_THE_GATE)
         gated = pairs.better(threshold) & (gate[:, None] | gate[None, :])
         self.better: Bools = np.zeros((len(self.names), len(self.names)), bool)
@@ -420,12 +420,12 @@ class Ranks:
         self.better[np.ix_(places, places)] = (gated | past_the_gate) & learnt[:, None]
         self.known[np.ix_(places, places)] = pairs.known
         if baseline in self.names:
-            own = self.names.index(baseline)
-            for name, place, one in zip(others, places, judged, strict=True):
-                decision = contest.decision(one) if name in contest.differences else None
-                decision = "undecided" if decision in contest.flattery(name) else decision
-                self.known[own, place] = self.known[place, own] = decision is not None and one is not None
-                self.better[place, own], self.better[own, place] = decision == "better", decision == "worse"
+            row = self.names.index(baseline)
+            for name, place, r in zip(others, places, results, strict=True):
+                decision = contest.decision(r) if name in contest.differences else None
+                decision = "undecided" if decision in contest.excluded_decisions(name) else decision
+                self.known[row, place] = self.known[place, row] = decision is not None and r is not None
+                self.better[place, row], self.better[row, place] = decision == "better", decision == "worse"
 
     @cached_property
     def ranked(self) -> list[str]:
@@ -451,33 +451,33 @@ class Ranks:
         if against == self.contest.baseline.name:
             return self.contest.against_baseline(option)
         if option == self.contest.baseline.name:
-            turned = self.contest.against_baseline(against)
-            return None if turned is None else _turned(turned, against)
+            other_way = self.contest.against_baseline(against)
+            return None if other_way is None else _reversed(other_way, against)
         difference = self.contest.blocks[self.contest.objective.name].difference(option, against)
         if difference is None:
             return None
         others = self.pairs.names
         tests = max(1, math.comb(len(others), 2))
-        judged = family.judge_all({"": family.HypothesisTest(difference)}, self.pairs.alpha, tests).get("")
-        if judged is not None:
+        result = family.judge_all({"": family.HypothesisTest(difference)}, self.pairs.alpha, tests).get("")
+        if result is not None:
             adjusted = float(self.pairs.p_adjusted[others.index(option), others.index(against)])
-            low, high, estimate = (np.array(v) for v in (judged.low, judged.high, judged.estimate))
-            low, high = family.agreeing_ends(low, high, estimate, np.array(0.0), np.array(adjusted <= judged.alpha))
-            judged = replace(judged, p_adjusted=adjusted, low=float(low), high=float(high))
-        comparison = self.contest.compared(against, difference, judged, tests)
-        mine, other = self.names.index(option), self.names.index(against)
-        told_apart = self.better[mine, other] or self.better[other, mine]
+            low, high, estimate = (np.array(v) for v in (result.low, result.high, result.estimate))
+            low, high = family.agreeing_ends(low, high, estimate, np.array(0.0), np.array(adjusted <= result.alpha))
+            result = replace(result, p_adjusted=adjusted, low=float(low), high=float(high))
+        comparison = self.contest.comparison(against, difference, result, tests)
+        row, column = self.names.index(option), self.names.index(against)
+        told_apart = self.better[row, column] or self.better[column, row]
         if comparison.decision in ("better", "worse") and not told_apart:  # the gate
             return comparison.model_copy(update={"decision": "undecided", "exceeds": False})
         return comparison
 
 
-def _turned(seen: Comparison, against: str) -> Comparison:
+def _reversed(pair: Comparison, against: str) -> Comparison:
     """The same pair seen from the other side."""
     decisions: dict[Decision, Decision] = {"better": "worse", "worse": "better"}
-    ratio, high, low = (finite(lambda v: 1 / v, v) if v else None for v in (seen.ratio, seen.low, seen.high))
-    decision = decisions.get(seen.decision, seen.decision)
-    return seen.model_copy(
+    ratio, high, low = (finite(lambda v: 1 / v, v) if v else None for v in (pair.ratio, pair.low, pair.high))
+    decision = decisions.get(pair.decision, pair.decision)
+    return pair.model_copy(
         update={"against": against, "decision": decision, "ratio": ratio, "low": low, "high": high}
     )
 
@@ -491,8 +491,8 @@ def control_warnings(contest: Contest) -> list[str]:
     tests = {name: family.HypothesisTest(difference) for name, difference in differences.items() if difference}
     return [
         f"the control, which repeats the baseline, differs from it by {METRICS[name].name} "
-        f"{units.ratio(ratio_of(one.estimate))}: something besides the options moves the figures, so smaller "
+        f"{units.ratio(ratio_of(r.estimate))}: something besides the options moves the figures, so smaller "
         "differences mean nothing"
-        for name, one in family.judge_all(tests, contest.alpha).items()
-        if family.decide(one, contest.suite.threshold(name), more_is_better=True) in ("better", "worse")
+        for name, r in family.judge_all(tests, contest.alpha).items()
+        if family.decide(r, contest.suite.threshold(name), more_is_better=True) in ("better", "worse")
     ]

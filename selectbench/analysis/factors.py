@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from selectbench.analysis.result import Effect, FactorView, Interaction, Row, Share
-from selectbench.analysis.statistics import Floats, of_logs
+from selectbench.analysis.statistics import Floats, estimate_logs
 from selectbench.analysis.summary import Summary
 from selectbench.choices.optimizer import OWN_WARMUP
 from selectbench.suite.command import NO_CHOICES
@@ -157,7 +157,7 @@ def _effects_by_seed(logs: Mapping[str, Mapping[int, float]], columns: Sequence[
 
 def _mean_ratio(logarithms: Floats) -> dict[str, float | None]:
     """Ratio over the seeds, with the ends of its 95 % interval by itself."""
-    mean = of_logs(logarithms.tolist())
+    mean = estimate_logs(logarithms.tolist())
     assert mean is not None
     low, high = (None if end is None else math.exp(end) for end in mean.interval())
     return {"ratio": math.exp(mean.estimate), "low": low, "high": high}

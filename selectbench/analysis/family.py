@@ -35,14 +35,14 @@ none (standard error 3 to 5 %; tests/analysis/test_simulations.py)."""
 MOST_SEEDS = 200
 """More are never proposed."""
 FEWEST_TO_PROPOSE = 3
-"""Seeds whose spread foretells anything; of two it is right in half of all cases at best."""
+"""Fewest seeds whose spread is used to propose more; with two it is right in half of all cases at best."""
 ROUNDING = 1e-11
 """Of logarithms: a difference of just the threshold is not above it. A ratio of twelve digits keeps it."""
 Key = TypeVar("Key", bound=Hashable)
 Z_LIKELY = 0.8416
 """The normal distribution's quantile of LIKELY."""
 DEFAULT_SPREAD = 0.01
-"""Of one trial's figure, as a share: what speed varies by between runs on an idle machine."""
+"""Spread of one trial's figure, as a share: that of speed between runs on an idle machine."""
 
 
 def judgement_number(looks: Sequence[int]) -> int:
@@ -68,8 +68,8 @@ class HypothesisTest:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One test among its family; logarithms."""
+class TestResult:
+    """The result of one test of a family; estimate and ends are logarithms."""
 
     estimate: float
     low: float
@@ -86,17 +86,17 @@ class Judged:
 
     @property
     def rejected(self) -> bool:
-        """Whether the bound is claimed not to be the truth."""
+        """Whether the hypothesis that the truth is the bound is rejected, adjusted for the family."""
         return self.p_adjusted <= self.alpha
 
 
 def judge_all(
-    tests: Mapping[Key, HypothesisTest], alpha: float, total: int | None = None, *, besides: int = 0
-) -> dict[Key, Judged]:
-    """Of all tests whose spread is known; the others are none of the family, which shares `alpha`.
+    tests: Mapping[Key, HypothesisTest], alpha: float, total: int | None = None, *, further: int = 0
+) -> dict[Key, TestResult]:
+    """Results of all tests whose spread is known; the others are not in the family, which shares `alpha`.
 
     Those without any spread are decided by the values alone and take no part of alpha. `total`: how many the
-    family has, where not all are given; `besides`: how many it has besides these.
+    family has, where not all are given; `further`: how many it has besides these.
     """
     known = {key: test for key, test in tests.items() if test.difference.standard_error is not None}
     if not known:
@@ -104,28 +104,28 @@ def judge_all(
     differences = [test.difference for test in known.values()]
     estimates = np.array([d.estimate for d in differences])
     errors = np.array([d.standard_error or 0.0 for d in differences])
-    free, bounds = np.array([d.free for d in differences]), np.array([test.bound for test in known.values()])
-    sharing = (total or int((errors > 0).sum())) + besides
+    dof, bounds = np.array([d.dof for d in differences]), np.array([test.bound for test in known.values()])
+    n_tests = (total or int((errors > 0).sum())) + further
     least = np.array([test.least_p for test in known.values()])
-    p, adjusted, half = _tested(estimates - bounds, errors, free, alpha, sharing, least)
+    p, adjusted, half = _p_and_widths(estimates - bounds, errors, dof, alpha, n_tests, least)
     low, high = agreeing_ends(estimates - half, estimates + half, estimates, bounds, adjusted <= alpha)
     columns = (estimates.tolist(), low.tolist(), high.tolist(), p.tolist(), adjusted.tolist())
-    return {key: Judged(*found, alpha) for key, found in zip(known, zip(*columns, strict=True), strict=True)}
+    return {key: TestResult(*row, alpha) for key, row in zip(known, zip(*columns, strict=True), strict=True)}
 
 
-def _tested(
-    distances: Floats, errors: Floats, free: Floats, alpha: float, sharing: int, least_p: Floats | float = 0.0
+def _p_and_widths(
+    distances: Floats, errors: Floats, dof: Floats, alpha: float, n_tests: int, least_p: Floats | float = 0.0
 ) -> tuple[Floats, Floats, Floats]:
-    """Two-sided p, the same adjusted, and half the width of the simultaneous interval; NaN where the error is.
+    """Two-sided p, adjusted p, and half the width of the simultaneous interval; NaN where the error is.
 
-    Without any spread p is 1 for no distance and 0 for any, whatever the number of tests that share alpha.
+    Without any spread p is 1 for no distance and 0 for any, however many tests share alpha.
     """
     p, half, spread = np.where(distances == 0, 1.0, 0.0), np.zeros(len(distances)), errors > 0
-    p[spread] = two_sided_p(distances[spread] / errors[spread], free[spread])
+    p[spread] = two_sided_p(distances[spread] / errors[spread], dof[spread])
     p = np.maximum(p, least_p)
     adjusted = p.copy()
-    adjusted[spread] = holm(p[spread], sharing)
-    half[spread] = quantile(alpha / max(1, sharing), free[spread]) * errors[spread]
+    adjusted[spread] = holm(p[spread], n_tests)
+    half[spread] = quantile(alpha / max(1, n_tests), dof[spread]) * errors[spread]
     known = np.where(np.isnan(errors), np.nan, 0.0)
     return p + known, adjusted + known, half + known
 
@@ -143,20 +143,20 @@ def holm(p: Floats, tests: int | None = None) -> Floats:
 def agreeing_ends(
     low: Floats, high: Floats, estimates: Floats, bounds: Floats, rejected: Bools
 ) -> tuple[Floats, Floats]:
-    """Ends that exclude the bound where it is rejected."""
+    """Ends of intervals, moved so that they exclude the bound where it is rejected."""
     above, below = rejected & (estimates > bounds), rejected & (estimates < bounds)
     low = np.where(above, np.maximum(low, bounds + ROUNDING), low)
     high = np.where(below, np.minimum(high, bounds - ROUNDING), high)
     return low, high
 
 
-def decide(judged: Judged, threshold: float, *, more_is_better: bool) -> Decision:
+def decide(result: TestResult, threshold: float, *, more_is_better: bool) -> Decision:
     """The two gates: the adjusted p, and a difference above the threshold (a share, such as 0.01)."""
-    matters = math.log1p(threshold) + ROUNDING
-    if judged.rejected and abs(judged.estimate) > matters:
-        return "better" if (judged.estimate > 0) is more_is_better else "worse"
-    within = -matters <= judged.low and judged.high <= matters
-    return "no_difference" if within and (threshold > 0 or judged.low == judged.high) else "undecided"
+    margin = math.log1p(threshold) + ROUNDING
+    if result.rejected and abs(result.estimate) > margin:
+        return "better" if (result.estimate > 0) is more_is_better else "worse"
+    within = -margin <= result.low and result.high <= margin
+    return "no_difference" if within and (threshold > 0 or result.low == result.high) else "undecided"
 
 
 def seeds_to_settle(difference: Difference, alpha: float, distance: float) -> int | None:
@@ -165,18 +165,18 @@ def seeds_to_settle(difference: Difference, alpha: float, distance: float) -> in
     `distance`: between the estimate and what it must differ from, as a logarithm. From the observed spread, with
     degrees of freedom that grow with the seeds; `alpha`: the test's own, a family's over its tests.
     """
-    error, free = difference.standard_error, difference.degrees_of_freedom
-    if not error or not free or distance <= 0 or difference.seeds < FEWEST_TO_PROPOSE:
+    error, dof = difference.standard_error, difference.degrees_of_freedom
+    if not error or not dof or distance <= 0 or difference.seeds < FEWEST_TO_PROPOSE:
         return None
-    of_one_seed, free_of_one = error * math.sqrt(difference.seeds), free / (difference.seeds - 1)
+    seed_error, dof_per_seed = error * math.sqrt(difference.seeds), dof / (difference.seeds - 1)
 
-    def tells(seeds: int) -> bool:
-        critical = float(quantile(alpha, free_of_one * (seeds - 1)))
-        return (critical + Z_LIKELY) * of_one_seed / math.sqrt(seeds) <= distance
+    def detects(seeds: int) -> bool:
+        critical = float(quantile(alpha, dof_per_seed * (seeds - 1)))
+        return (critical + Z_LIKELY) * seed_error / math.sqrt(seeds) <= distance
 
-    if not tells(MOST_SEEDS):
+    if not detects(MOST_SEEDS):
         return None
-    return bisect_left(range(MOST_SEEDS), True, lo=difference.seeds + 1, key=tells) - difference.seeds
+    return bisect_left(range(MOST_SEEDS), True, lo=difference.seeds + 1, key=detects) - difference.seeds
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class Pairs:
     estimates: Floats
     """Logarithm of the row's over the column's; NaN where no seed has both, and of an option with itself."""
     p: Floats
-    """Of each by itself; NaN where there is no measure of spread."""
+    """Unadjusted; NaN where there is no measure of spread."""
     p_adjusted: Floats
     """The same adjusted for all pairs."""
     half_widths: Floats
@@ -203,7 +203,7 @@ class Pairs:
 
     @property
     def known(self) -> Bools:
-        """Whether there is a measure of spread."""
+        """Whether a pair has a measure of spread."""
         known: Bools = ~np.isnan(self.p_adjusted)
         return known
 
@@ -215,21 +215,21 @@ class Pairs:
         return bool(gain > math.log1p(threshold) + ROUNDING and p[option] <= self.alpha)
 
     def better(self, threshold: float, families: int = 1) -> Bools:
-        """Whether it is shown by both gates; `families` share alpha."""
+        """Whether the row's option is shown to be better by both gates; `families` share alpha."""
         return (self.p_adjusted <= self.alpha / families) & (self.gains > math.log1p(threshold) + ROUNDING)
 
     def same(self, threshold: float) -> Bools:
-        """Whether the whole interval lies within the threshold."""
+        """Whether a pair is shown to be equivalent: the whole interval lies within the threshold."""
         within: Bools = np.abs(self.estimates) + self.half_widths <= math.log1p(threshold) + ROUNDING
         return within
 
     def not_worse(self, threshold: float) -> Bools:
-        """Whether it is shown to be worse by less than the threshold, or not at all."""
+        """Whether the row's option is shown to be worse by less than the threshold, or not at all."""
         return self.gains - self.half_widths >= -math.log1p(threshold) - ROUNDING
 
 
 def all_pairs(blocks: Blocks, names: Sequence[str], alpha: float, *, more_is_better: bool = True) -> Pairs:
-    """Among the options of these names, in their order: the tests of `statistics`, adjusted by Holm."""
+    """Comparisons of all pairs of the named options, in their order, adjusted by Holm."""
     above, places = np.triu_indices(len(names), 1), blocks.places(names)
 
     def square(upper: Floats, sign: float = 1.0) -> Floats:
@@ -237,12 +237,12 @@ def all_pairs(blocks: Blocks, names: Sequence[str], alpha: float, *, more_is_bet
         whole[above], whole[above[::-1]] = upper, sign * upper
         return whole
 
-    found = blocks.differences(places[above[0]], places[above[1]])
-    errors = found.standard_errors
-    sharing = int((errors > 0).sum())
-    p, adjusted, half = map(square, _tested(found.estimates, errors, found.degrees_of_freedom, alpha, sharing))
+    d = blocks.differences(places[above[0]], places[above[1]])
+    errors = d.standard_errors
+    n_tests = int((errors > 0).sum())
+    p, adjusted, half = map(square, _p_and_widths(d.estimates, errors, d.degrees_of_freedom, alpha, n_tests))
 
-    return Pairs(names, square(found.estimates, -1.0), p, adjusted, half, alpha, more_is_better)
+    return Pairs(names, square(d.estimates, -1.0), p, adjusted, half, alpha, more_is_better)
 
 
 def detectable(rounds: int, options: int, tests: int, spread: float = DEFAULT_SPREAD) -> float:
@@ -251,6 +251,6 @@ def detectable(rounds: int, options: int, tests: int, spread: float = DEFAULT_SP
     Of a pooled variance, at Bonferroni's level for `tests`: the sum of the t quantile and the normal one of 0.8, in
     standard errors of a difference (Cohen 1988, chapter 2, in its normal approximation).
     """
-    free = max(1, (max(2, options) - 1) * (rounds - 1))
+    dof = max(1, (max(2, options) - 1) * (rounds - 1))
     error = spread * math.sqrt(2 / rounds)
-    return math.expm1((float(quantile(FIRST_LOOK / tests, free)) + Z_LIKELY) * error)
+    return math.expm1((float(quantile(FIRST_LOOK / tests, dof)) + Z_LIKELY) * error)

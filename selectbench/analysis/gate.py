@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from selectbench.analysis.contest import Asked, directly, gap_in, ratio_of, said
-from selectbench.analysis.family import HypothesisTest, Judged, alpha_of, decide, judge_all, judgement_number
+from selectbench.analysis.contest import BoundTest, answer, gap_answer, ratio_of, untested
+from selectbench.analysis.family import HypothesisTest, TestResult, alpha_of, decide, judge_all, judgement_number
 from selectbench.analysis.identity import certify
 from selectbench.analysis.result import ConstraintVerdict, Decision, Number, Shown
 from selectbench.analysis.screening import screened_words
-from selectbench.analysis.statistics import Difference, changes, of_one
+from selectbench.analysis.statistics import Difference, changes, estimate_value
 from selectbench.analysis.summary import Summary, busy_warnings, summarise
 from selectbench.errors import UserError
 from selectbench.record.record import Failed, Record
@@ -168,7 +168,7 @@ def _alpha(run: ReadRun, reference: ReadRun) -> float:
 
 
 def _change(
-    suite: Suite, ours: Summary, theirs: Summary, metric: str, difference: Difference, judged: Judged | None
+    suite: Suite, ours: Summary, theirs: Summary, metric: str, difference: Difference, judged: TestResult | None
 ) -> Change:
     better, threshold = METRICS[metric].better == "more", suite.threshold(metric)
     common = ours.common(theirs, metric) if len(ours.common(theirs, metric)) > 1 else None  # as `changes` does
@@ -296,16 +296,16 @@ def hold_gate(run: ReadRun, reference: ReadRun, limits: Sequence[str], *, any_ma
     strangers = ", ".join(name for name in ours if name not in held)
     told = [f"not gated, as the reference completed no trial of them: {strangers}"] if strangers else []
     alpha = _alpha(run, reference)
-    judged = judge_all({key: found.test for key, found in asked.items() if isinstance(found, Asked)}, alpha)
+    judged = judge_all({key: found.test for key, found in asked.items() if isinstance(found, BoundTest)}, alpha)
     tests = sum(not one.is_exact for one in judged.values())
     others, checks = run.other_jobs(), list[Check]()
     for (option, text), found in asked.items():
-        if isinstance(found, Asked):
+        if isinstance(found, BoundTest):
             one, (low, high) = judged.get((option, text)), found.test.difference.interval()
             # What is shown is the interval of `compare`: the families differ, and so would their intervals.
             if one is not None and low is not None and high is not None:
                 one = replace(one, low=low, high=high)
-            found = found.concluded(one, None)
+            found = found.conclude(one, None)
         verdict, detail, p = _VERDICTS.get(found.verdict, "inconclusive"), found.detail, found.p_adjusted
         if option in others:
             verdict, detail, p = "inconclusive", "not the baseline's job", None
@@ -342,25 +342,25 @@ def _refuse_what_does_not_compare(run: ReadRun, reference: ReadRun, *, any_machi
 
 def _asked(
     text: str, limit: Constraint, option: str, run: Mapping[str, Summary], reference: Mapping[str, Summary]
-) -> Asked | ConstraintVerdict:
+) -> BoundTest | ConstraintVerdict:
     ours, theirs, name = run.get(option), reference[option], limit.metric
-    if ours is not None and (gap := gap_in(text, name, ours)):
+    if ours is not None and (gap := gap_answer(text, name, ours)):
         in_both = theirs.blown_up(name) == ours.blown_up(name) != []
-        return said(text, "undecided", f"{gap.detail}, in both runs") if in_both else gap
+        return answer(text, "undecided", f"{gap.detail}, in both runs") if in_both else gap
     if ours is None or not ours.values[name]:
-        return said(text, "undecided", f"the run has no {name}")
+        return answer(text, "undecided", f"the run has no {name}")
     lost = ours.without_ratio(name)
     if limit.value <= 0 or (lost and not limit.relative):
-        return directly(text, limit, ours)
+        return untested(text, limit, ours)
     if lost or theirs.without_ratio(name):
-        return directly(text, limit, ours, theirs)
+        return untested(text, limit, ours, theirs)
     if limit.relative:
         found = _differences(run, reference, name).get(option)
     else:
-        found = of_one(ours.values[name], is_coarse=METRICS[name].scored)
+        found = estimate_value(ours.values[name], is_coarse=METRICS[name].scored)
     if found is None:
-        return said(text, "undecided", f"the reference has no {name}")
-    return Asked(text, limit, HypothesisTest(found, math.log(limit.value)))
+        return answer(text, "undecided", f"the reference has no {name}")
+    return BoundTest(text, limit, HypothesisTest(found, math.log(limit.value)))
 
 
 def _failed(option: str, ours: Summary | None, theirs: Summary) -> Check | None:

@@ -26,7 +26,7 @@ import numpy as np
 from selectbench import units
 from selectbench.analysis.metrics import figure_of
 from selectbench.analysis.result import Beside, Lanes, Nodes, NodeSpeed
-from selectbench.analysis.statistics import Floats, Integers, Values, of_logs, quantile
+from selectbench.analysis.statistics import Floats, Integers, Values, estimate_logs, quantile
 from selectbench.record.record import Completed, Record, has_ended
 from selectbench.record.run_folder import last_attempts
 from selectbench.suite.metrics import METRICS
@@ -35,134 +35,135 @@ from selectbench.suite.suite import Suite
 from selectbench.text import listed, some
 
 BESIDE = "measured beside a neighbour"
-"""What a trial was whose speed does not count for that."""
+"""How a trial was measured whose speed counts for no claim."""
 ELSEWHERE = "measured on another node than its round's baseline"
-"""The same."""
+"""Another such reason."""
 SPEED, MEMORY = "tokens_per_second", "peak_memory_bytes"
 LEVEL = 0.05
-"""Of each of the two tests."""
+"""Level of each of the two one-sided tests of equivalence."""
 FEWEST_PAIRS = 3
 SUSPECT = 0.2
 """Level of the F test whether options differ between parts: what it misses makes intervals too narrow."""
-FEWEST_FREE = 2
-"""Degrees of freedom of what a node is held against."""
+FEWEST_DOF = 2
+"""Fewest degrees of freedom of the variance that a node is tested with."""
 
 
-def disturbed(suite: Suite) -> list[str]:
-    """Metrics that neighbours may move; on a CPU of memory too, as shared pages count by their share."""
+def neighbour_metrics(suite: Suite) -> list[str]:
+    """Metrics that neighbours may move; memory is one of them on a CPU, as shared pages count by their share."""
     memory = {MEMORY} if suite.device == "cpu" else set[str]()
     return [name for name, metric in METRICS.items() if "busy" in metric.spoiled_by or name in memory]
 
 
-def besides(suite: Suite, records: Sequence[Record]) -> dict[str, Beside]:
-    """What the pairs of short trials tell of each metric that all of them know; {}: there were too few."""
-    tried = last_attempts([record for record in records if record.phase == "interference"]).values()
-    own = {record.trial.seed: record for record in tried if has_ended(record.outcome)}
+def interference(suite: Suite, records: Sequence[Record]) -> dict[str, Beside]:
+    """The equivalence tests of the pairs of short trials, by metric that all pairs know; {}: too few pairs."""
+    last = last_attempts([record for record in records if record.phase == "interference"]).values()
+    ran = {record.trial.seed: record for record in last if has_ended(record.outcome)}
     most = max((record.neighbours for record in records if record.phase == "contest"), default=1)
     seeds, pairs = interference_seeds(suite), list[tuple[Record, Record]]()
     for alone, beside in zip(seeds[::2], seeds[1::2], strict=True):
-        both = [own[seed] for seed in (alone, beside) if seed in own and isinstance(own[seed].outcome, Completed)]
+        both = [ran[seed] for seed in (alone, beside) if seed in ran and isinstance(ran[seed].outcome, Completed)]
         if len(both) == 2 and not both[0].neighbours and both[1].neighbours >= max(1, most):
             pairs.append((both[0], both[1]))
-    found = {}
-    for name in disturbed(suite):
+    effects = {}
+    for name in neighbour_metrics(suite):
         values = ([figure_of(record, suite, name) for record in pair] for pair in pairs)
         logs = [math.log(b / a) for a, b in values if a and b and min(a, b) > 0]
         if FEWEST_PAIRS <= len(logs) == len(pairs) and suite.threshold(name):
-            found[name] = _beside(logs, suite.threshold(name))
-    return found
+            effects[name] = _equivalence(logs, suite.threshold(name))
+    return effects
 
 
-def _beside(logs: Sequence[float], threshold: float) -> Beside:
-    found = of_logs(logs)
-    assert found is not None
-    low, high = found.interval(2 * LEVEL)
+def _equivalence(logs: Sequence[float], threshold: float) -> Beside:
+    mean_log = estimate_logs(logs)
+    assert mean_log is not None
+    low, high = mean_log.interval(2 * LEVEL)
     assert low is not None
     assert high is not None
     return Beside(
-        ratio=math.exp(found.estimate), low=math.exp(low), high=math.exp(high), pairs=len(logs),
+        ratio=math.exp(mean_log.estimate), low=math.exp(low), high=math.exp(high), pairs=len(logs),
         threshold=threshold, equivalent=max(-low, high) <= math.log1p(threshold),
     )  # fmt: skip
 
 
-def withheld(suite: Suite, records: Sequence[Record]) -> dict[str, str]:
-    """By metric that counts for no claim where trials ran beside others: why."""
+def withheld_metrics(suite: Suite, records: Sequence[Record]) -> dict[str, str]:
+    """Why a metric counts for no claim, by metric; {}: no trial of the contest ran beside others."""
     if not any(record.neighbours for record in records if record.phase == "contest"):
         return {}
-    found = besides(suite, records)
-    return {name: why for name in disturbed(suite) if (why := _why(suite, records, found, name)) is not None}
+    effects = interference(suite, records)
+    return {m: why for m in neighbour_metrics(suite) if (why := _reason(suite, records, effects, m)) is not None}
 
 
-def _why(suite: Suite, records: Sequence[Record], found: Mapping[str, Beside], metric: str) -> str | None:
-    """A metric that short trials do not tell is judged by their speed."""
-    name = metric if metric in found else SPEED
-    if (beside := found.get(name)) is None:
+def _reason(suite: Suite, records: Sequence[Record], effects: Mapping[str, Beside], metric: str) -> str | None:
+    """Why a metric is withheld, None: it is not; one that short trials do not know is judged by their speed."""
+    name = metric if metric in effects else SPEED
+    if (effect := effects.get(name)) is None:
         if not any(record.phase == "interference" for record in records):
             return "it was not tried whether lanes disturb each other"
         few = f"fewer than {FEWEST_PAIRS} of {INTERFERENCE_PAIRS} pairs of short trials are whole"
         return f"whether lanes disturb each other is not known: {few}"
-    most = suite.threshold(metric) or beside.threshold
-    is_within = max(beside.high, 1 / beside.low) <= (1 + most) * (1 + 1e-12)
-    return None if is_within else f"{beside_words(name, beside)}, not shown to be within {units.share(most)}"
+    most = suite.threshold(metric) or effect.threshold
+    is_within = max(effect.high, 1 / effect.low) <= (1 + most) * (1 + 1e-12)
+    return None if is_within else f"{interference_words(name, effect)}, not shown to be within {units.share(most)}"
 
 
-def beside_words(metric: str, beside: Beside) -> str:
+def interference_words(metric: str, effect: Beside) -> str:
     """`beside a neighbour the baseline runs at 0.97x (0.95x to 0.99x)`."""
-    ratio, ends = units.ratio_and_range(beside.ratio, beside.low, beside.high)
+    ratio, ends = units.ratio_and_range(effect.ratio, effect.low, effect.high)
     runs = "the baseline runs at" if metric == SPEED else f"the baseline's {metric} is"
     return f"beside a neighbour {runs} {ratio}{f' ({ends})' if ends else ''}"
 
 
 def interference_lines(suite: Suite, records: Sequence[Record]) -> list[str]:
-    """For who watches the run."""
-    if (beside := besides(suite, records).get(SPEED)) is None:
+    """What the terminal shows of the check of interference."""
+    if (effect := interference(suite, records).get(SPEED)) is None:
         return []
-    apart = f"not within {units.share(beside.threshold)}: speeds claim nothing"
-    return [f"{beside_words(SPEED, beside)}: {'speeds count' if beside.equivalent else apart}"]
+    apart = f"not within {units.share(effect.threshold)}: speeds claim nothing"
+    return [f"{interference_words(SPEED, effect)}: {'speeds count' if effect.equivalent else apart}"]
 
 
-def lanes_of(records: Sequence[Record]) -> int:
-    """How many the run had, as far as trials were seen on them or beside each other."""
+def lane_count(records: Sequence[Record]) -> int:
+    """How many lanes the run had, as far as trials ran on them or beside each other."""
     return 1 + max((max(r.lane, r.neighbours) for r in records if r.lane is not None), default=0)
 
 
-def parts_of(baseline: str, records: Iterable[Record]) -> dict[int, str]:
+def part_by_seed(baseline: str, records: Iterable[Record]) -> dict[int, str]:
     """By seed, the node of a fleet or the lane of its baseline, else of most of its trials; {}: neither."""
-    found: dict[int, Counter[str]] = {}
+    counts: dict[int, Counter[str]] = {}
     homes: dict[int, str] = {}
     for record in records:
         part = record.node if record.node is not None or record.lane is None else str(record.lane)
         if part is not None:
-            found.setdefault(record.trial.seed, Counter())[part] += 1
+            counts.setdefault(record.trial.seed, Counter())[part] += 1
             homes.update({record.trial.seed: part} if record.trial.option == baseline else {})
-    return {seed: homes.get(seed) or min(of, key=lambda part: (-of[part], part)) for seed, of in found.items()}
+    return {seed: homes.get(seed) or min(c, key=lambda part: (-c[part], part)) for seed, c in counts.items()}
 
 
 def doubts(suite: Suite, records: Sequence[Record]) -> Callable[[Record], Mapping[str, str]]:
-    """Of a trial of the contest: by metric that counts for no claim, how it was measured."""
-    beside, elsewhere = dict.fromkeys(withheld(suite, records), BESIDE), dict.fromkeys(disturbed(suite), ELSEWHERE)
-    homes = parts_of(suite.baseline, _contest(records))
+    """A function of a contest's trial: by metric that counts for no claim, how it was measured."""
+    beside = dict.fromkeys(withheld_metrics(suite, records), BESIDE)
+    elsewhere = dict.fromkeys(neighbour_metrics(suite), ELSEWHERE)
+    homes = part_by_seed(suite.baseline, _of_contest(records))
 
-    def of(record: Record) -> Mapping[str, str]:
+    def of_trial(record: Record) -> Mapping[str, str]:
         if record.node is not None and record.node != homes[record.trial.seed]:
             return elsewhere
         return beside if record.lane is not None else {}
 
-    return of
+    return of_trial
 
 
-def _contest(records: Sequence[Record]) -> list[Record]:
+def _of_contest(records: Sequence[Record]) -> list[Record]:
     return [record for record in last_attempts(list(records)).values() if record.phase == "contest"]
 
 
-def _rounds(part_of: Mapping[int, str]) -> dict[str, list[int]]:
-    """By part, n2 before n10, its seeds."""
+def _seeds_by_part(part_of: Mapping[int, str]) -> dict[str, list[int]]:
+    """Its seeds by part; parts in the order n2, n10."""
     parts = sorted(set(part_of.values()), key=lambda part: (len(part), part))
     return {part: sorted(seed for seed in part_of if part_of[seed] == part) for part in parts}
 
 
 @dataclass(frozen=True)
-class _Table:
+class _PartTable:
     """What options that have all rounds tell of parts."""
 
     options: Sequence[str]
@@ -181,89 +182,89 @@ class _Table:
         return float((self.sizes * means**2).sum()), float(((values - means[..., self.part_of]) ** 2).sum())
 
 
-def _table(values: Values, part_of: Mapping[int, str]) -> _Table | None:
+def _part_table(values: Values, part_of: Mapping[int, str]) -> _PartTable | None:
     """None: no option has all rounds, or there is one part."""
-    known = {seed: part for seed, part in part_of.items() if any(seed in own for own in values.values())}
-    parts = _rounds(known)
-    seeds = [seed for own in parts.values() for seed in own]
-    whole = {name: own for name, own in values.items() if all(own.get(seed, 0.0) > 0 for seed in seeds)}
+    known = {seed: part for seed, part in part_of.items() if any(seed in row for row in values.values())}
+    parts = _seeds_by_part(known)
+    seeds = [seed for part_seeds in parts.values() for seed in part_seeds]
+    whole = {name: row for name, row in values.items() if all(row.get(seed, 0.0) > 0 for seed in seeds)}
     if not whole or len(parts) < 2:
         return None
-    logs, sizes = np.log([[own[seed] for seed in seeds] for own in whole.values()]), [*map(len, parts.values())]
+    logs, sizes = np.log([[row[seed] for seed in seeds] for row in whole.values()]), [*map(len, parts.values())]
     logs -= logs.mean(axis=1, keepdims=True)
-    return _Table(list(whole), logs, parts, np.repeat(np.arange(len(parts)), sizes), np.array(sizes))
+    return _PartTable(list(whole), logs, parts, np.repeat(np.arange(len(parts)), sizes), np.array(sizes))
 
 
-def _share(table: _Table | None) -> float | None:
-    """Of a trial's variance what lies between parts, a one-way random effect (Searle 1971); None: not known."""
+def _variance_share(table: _PartTable | None) -> float | None:
+    """Share of a trial's variance between parts, by a one-way random effect (Searle 1971); None: not known."""
     if table is None or table.sizes.min() < 2:
         return None
     rounds, parts = table.logs.shape[1], len(table.parts)
-    between, inside = table.squares(table.logs.mean(axis=0))
-    each = (rounds - (table.sizes**2).sum() / rounds) / (parts - 1)
-    of_parts = max(0.0, between / (parts - 1) - inside / (rounds - parts)) / each
+    between, within = table.squares(table.logs.mean(axis=0))
+    rounds_per_part = (rounds - (table.sizes**2).sum() / rounds) / (parts - 1)
+    of_parts = max(0.0, between / (parts - 1) - within / (rounds - parts)) / rounds_per_part
     total = of_parts + table.squares(table.logs)[1] / (rounds - parts) / len(table.logs)
     return float(of_parts / total) if total > 1e-20 else None
 
 
 def by_part(values: Values, part_of: Mapping[int, str]) -> Values:
-    """By part, not by seed, where options' differences vary more between parts than within; else as they are."""
+    """Values by part where options' differences vary more between parts than within them; else the given values."""
     from scipy import special
 
-    if (table := _table(values, part_of)) is None:
+    if (table := _part_table(values, part_of)) is None:
         return values
     (rows, rounds), parts = table.logs.shape, len(table.parts)
-    free = (rows - 1) * (parts - 1), (rows - 1) * (rounds - parts)
-    between, inside = table.squares(table.logs - table.logs.mean(axis=0))
-    if 0 in free or between / free[0] <= special.fdtri(*free, 1 - SUSPECT) * inside / free[1] + 1e-20:
+    dof = (rows - 1) * (parts - 1), (rows - 1) * (rounds - parts)
+    between, within = table.squares(table.logs - table.logs.mean(axis=0))
+    if 0 in dof or between / dof[0] <= special.fdtri(*dof, 1 - SUSPECT) * within / dof[1] + 1e-20:
         return values
     return {
         name: {
-            place: math.exp(math.fsum(math.log(own[seed]) for seed in seeds) / len(seeds))
-            for place, seeds in enumerate(table.parts.values()) if all(own.get(seed, 0.0) > 0 for seed in seeds)
+            number: math.exp(math.fsum(math.log(row[seed]) for seed in seeds) / len(seeds))
+            for number, seeds in enumerate(table.parts.values()) if all(row.get(seed, 0.0) > 0 for seed in seeds)
         }
-        for name, own in values.items()
+        for name, row in values.items()
     }  # fmt: skip
 
 
-def _of_parts(suite: Suite, values: Mapping[str, Values], part_of: Mapping[int, str]) -> dict[str, Any]:
-    """What is told of lanes and of nodes."""
-    told = [name for name in dict.fromkeys((suite.decide.objective, SPEED)) if name in values]
-    shares = {name: _share(_table(values[name], part_of)) for name in told}
+def _part_fields(suite: Suite, values: Mapping[str, Values], part_of: Mapping[int, str]) -> dict[str, Any]:
+    """The fields that lanes and nodes share."""
+    names = [name for name in dict.fromkeys((suite.decide.objective, SPEED)) if name in values]
+    shares = {name: _variance_share(_part_table(values[name], part_of)) for name in names}
     known = {name: share for name, share in shares.items() if share is not None}
-    return {"rounds": _rounds(part_of), "variance_shares": known}
+    return {"rounds": _seeds_by_part(part_of), "variance_shares": known}
 
 
-def lanes_found(suite: Suite, records: Sequence[Record], values: Mapping[str, Values]) -> Lanes | None:
-    """What a report says of a run's lanes; None: it had one. `values`: by metric, of all trials that know it."""
-    contest = _contest(records)
-    of_seed = {record.trial.seed: str(record.lane) for record in contest if record.lane is not None}
-    if not of_seed:
+def describe_lanes(suite: Suite, records: Sequence[Record], values: Mapping[str, Values]) -> Lanes | None:
+    """What a report says of lanes; None: the run had one. `values`: by metric, of all trials that know it."""
+    contest = _of_contest(records)
+    lanes = {record.trial.seed: str(record.lane) for record in contest if record.lane is not None}
+    if not lanes:
         return None
-    reasons = withheld(suite, records)
+    reasons = withheld_metrics(suite, records)
     return Lanes(
-        **_of_parts(suite, values, of_seed), neighbours=max((record.neighbours for record in contest), default=0),
-        beside=besides(suite, records), withheld=list(reasons),
+        **_part_fields(suite, values, lanes), neighbours=max((record.neighbours for record in contest), default=0),
+        beside=interference(suite, records), withheld=list(reasons),
         why=next((reasons[name] for name in (suite.decide.objective, SPEED, *reasons) if name in reasons), ""),
     )  # fmt: skip
 
 
-def nodes_found(suite: Suite, records: Sequence[Record], values: Mapping[str, Values]) -> Nodes | None:
-    """What a report says of nodes; None: it was one machine."""
-    contest, threshold = _contest(records), suite.threshold(SPEED)
-    in_fleet, span = [record for record in contest if record.node is not None], _span(contest)
+def describe_nodes(suite: Suite, records: Sequence[Record], values: Mapping[str, Values]) -> Nodes | None:
+    """What a report says of nodes; None: the run had one machine."""
+    contest, threshold = _of_contest(records), suite.threshold(SPEED)
+    in_fleet, span = [record for record in contest if record.node is not None], _span_sentence(contest)
     if not in_fleet and not span:
         return None
-    homes = parts_of(suite.baseline, in_fleet)
-    moved = [record.trial for record in in_fleet if record.node != homes[record.trial.seed]]
+    homes = part_by_seed(suite.baseline, in_fleet)
+    elsewhere = [record.trial for record in in_fleet if record.node != homes[record.trial.seed]]
     return Nodes(
-        **_of_parts(suite, values, homes), threshold=threshold, span=span,
-        speeds=_speeds(_table(values.get(SPEED, {}), homes), math.log1p(threshold)),
-        elsewhere=[f"{trial.option}, seed {trial.seed}" for trial in moved],
+        **_part_fields(suite, values, homes), threshold=threshold, span=span,
+        speeds=_node_speeds(_part_table(values.get(SPEED, {}), homes), math.log1p(threshold)),
+        elsewhere=[f"{trial.option}, seed {trial.seed}" for trial in elsewhere],
     )  # fmt: skip
 
 
-def _span(contest: Sequence[Record]) -> str:
+def _span_sentence(contest: Sequence[Record]) -> str:
     others = [node for record in contest for node in record.nodes]
     if not others:
         return ""
@@ -277,14 +278,14 @@ def _span(contest: Sequence[Record]) -> str:
     )
 
 
-def _speeds(table: _Table | None, margin: float) -> dict[str, NodeSpeed]:
+def _node_speeds(table: _PartTable | None, margin: float) -> dict[str, NodeSpeed]:
     if table is None:
         return {}
-    every = set(range(len(table.parts)))
-    rest = set(every)
+    nodes = set(range(len(table.parts)))
+    rest = set(nodes)
     while True:
-        found = [_against(table, node, rest - {node} or every - {node}) for node in every]
-        beyond = {node: (round(abs(found[node][0]) - found[node][1], 12), -found[node][0]) for node in rest}
+        gaps = [_against_others(table, node, rest - {node} or nodes - {node}) for node in nodes]
+        beyond = {node: (round(abs(gaps[node][0]) - gaps[node][1], 12), -gaps[node][0]) for node in rest}
         worst = max(sorted(rest), key=lambda node: beyond[node])  # of two the slower one
         if len(rest) < 2 or beyond[worst][0] <= margin:
             break
@@ -292,54 +293,54 @@ def _speeds(table: _Table | None, margin: float) -> dict[str, NodeSpeed]:
     return {
         name: NodeSpeed(
             ratio=math.exp(ratio), off=node not in rest, by_option=by_option,
-            low=None if math.isinf(wide) else math.exp(ratio - wide),
-            high=None if math.isinf(wide) else math.exp(ratio + wide),
+            low=None if math.isinf(half) else math.exp(ratio - half),
+            high=None if math.isinf(half) else math.exp(ratio + half),
         )
-        for node, (name, (ratio, wide, by_option)) in enumerate(zip(table.parts, found, strict=True))
+        for node, (name, (ratio, half, by_option)) in enumerate(zip(table.parts, gaps, strict=True))
     }  # fmt: skip
 
 
-def _against(table: _Table, node: int, others: Collection[int]) -> tuple[float, float, dict[str, float]]:
+def _against_others(table: _PartTable, node: int, others: Collection[int]) -> tuple[float, float, dict[str, float]]:
     """Log of a node's speed over the others', half the width of its interval, and the ratio of each option."""
-    own = table.logs[:, table.part_of == node]
-    other = table.logs[:, np.isin(table.part_of, list(others))]
+    node_logs = table.logs[:, table.part_of == node]
+    others_logs = table.logs[:, np.isin(table.part_of, list(others))]
     if table.sizes.min() > 1:
-        free, squares = len(table.part_of) - len(table.parts), table.squares(table.logs.mean(axis=0))[1]
+        dof, squares = len(table.part_of) - len(table.parts), table.squares(table.logs.mean(axis=0))[1]
     else:
-        free = own.shape[1] + other.shape[1] - 2
-        squares = sum(float(each.mean(axis=0).var() * each.shape[1]) for each in (own, other))
-    wide, ratios = math.inf, own.mean(axis=1) - other.mean(axis=1)
-    if free >= FEWEST_FREE:
-        error = math.sqrt(squares / free * (1 / own.shape[1] + 1 / other.shape[1]))
-        wide = error * float(quantile(LEVEL / len(table.parts), free))
-    return float(ratios.mean()), wide, dict(zip(table.options, np.exp(ratios).tolist(), strict=True))
+        dof = node_logs.shape[1] + others_logs.shape[1] - 2
+        squares = sum(float(logs.mean(axis=0).var() * logs.shape[1]) for logs in (node_logs, others_logs))
+    half, ratios = math.inf, node_logs.mean(axis=1) - others_logs.mean(axis=1)
+    if dof >= FEWEST_DOF:
+        error = math.sqrt(squares / dof * (1 / node_logs.shape[1] + 1 / others_logs.shape[1]))
+        half = error * float(quantile(LEVEL / len(table.parts), dof))
+    return float(ratios.mean()), half, dict(zip(table.options, np.exp(ratios).tolist(), strict=True))
 
 
 def lane_lines(lanes: Lanes | None, objective: str) -> list[str]:
-    """Sentences for a report; none where there was one lane."""
+    """Sentences for a report; [] where there was one lane."""
     if lanes is None:
         return []
-    told = _rounds_words({f"lane {int(lane) + 1}": seeds for lane, seeds in lanes.rounds.items()})
-    lines = [f"Rounds ran side by side: {told}. Options are compared within a round, and so within a lane."]
+    rounds = _rounds_words({f"lane {int(lane) + 1}": seeds for lane, seeds in lanes.rounds.items()})
+    lines = [f"Rounds ran side by side: {rounds}. Options are compared within a round, and so within a lane."]
     if lanes.neighbours:
         many = f"{lanes.neighbours} neighbour{'s' * (lanes.neighbours > 1)}"
         lines.append(f"Speeds were measured with {many}.")
     for name in dict.fromkeys(name for name in (SPEED, objective) if name in lanes.beside):
-        beside = lanes.beside[name]
-        verdict = "shown to be" if beside.equivalent else "not shown to be"
-        said = beside_words(name, beside)
+        effect = lanes.beside[name]
+        verdict = "shown to be" if effect.equivalent else "not shown to be"
+        text = interference_words(name, effect)
         lines.append(
-            f"{said[0].upper()}{said[1:]}, {verdict} within {units.share(beside.threshold)} ({beside.pairs} pairs "
+            f"{text[0].upper()}{text[1:]}, {verdict} within {units.share(effect.threshold)} ({effect.pairs} pairs "
             "of short trials, two one-sided tests at 5 %)."
         )
     if lanes.withheld:
-        lines.append(f"Of {_what(lanes)} nothing is claimed: {lanes.why}.")
+        lines.append(f"Of {_withheld_words(lanes)} nothing is claimed: {lanes.why}.")
     return [*lines, *_share_lines("lanes", lanes.variance_shares)]
 
 
 def _rounds_words(rounds: Mapping[str, Sequence[int]]) -> str:
-    told = [f"{part} ran seed{'s' * (len(s) > 1)} {', '.join(map(str, s))}" for part, s in rounds.items()]
-    return "; ".join(told[:16]) + f"; and {len(told) - 16} more" * (len(told) > 16)
+    parts = [f"{part} ran seed{'s' * (len(s) > 1)} {', '.join(map(str, s))}" for part, s in rounds.items()]
+    return "; ".join(parts[:16]) + f"; and {len(parts) - 16} more" * (len(parts) > 16)
 
 
 def _share_lines(parts: str, shares: Mapping[str, float]) -> list[str]:
@@ -354,55 +355,55 @@ def node_lines(nodes: Nodes | None) -> list[str]:
     spans = [nodes.span] if nodes and nodes.span else []
     if nodes is None or not nodes.rounds:
         return spans
-    told = f"Rounds ran on {len(nodes.rounds)} node{'s' * (len(nodes.rounds) > 1)}: {_rounds_words(nodes.rounds)}."
-    lines = [*spans, f"{told} Options are compared within a round, and so within a node."]
+    ran = f"Rounds ran on {len(nodes.rounds)} node{'s' * (len(nodes.rounds) > 1)}: {_rounds_words(nodes.rounds)}."
+    lines = [*spans, f"{ran} Options are compared within a round, and so within a node."]
     if nodes.elsewhere:
         which = some(nodes.elsewhere, 5)
         lines.append(f"On another node than their round's baseline ran {which}: their speeds claim nothing.")
     lines += _share_lines("nodes", nodes.variance_shares)
-    lines += [f"{_off_words(nodes, name, own)} {_in_detail(nodes, name, own)}" for name, own in _off(nodes)]
-    others = [own for own in nodes.speeds.values() if not own.off]
+    lines += [f"{_off_words(nodes, name, s)} {_off_details(nodes, name, s)}" for name, s in _nodes_off(nodes)]
+    others = [s for s in nodes.speeds.values() if not s.off]
     if not nodes.speeds and len(nodes.rounds) > 1:
         lines.append("Whether a node is off is not known: no option has a speed in every round.")
-    elif any(own.low is None or (own.high or 1) > units.WIDEST * own.low for own in others):
+    elif any(s.low is None or (s.high or 1) > units.WIDEST * s.low for s in others):
         lines.append("Whether a node is off is not known: rounds are too few, or too unlike each other, to tell.")
     elif len(others) > 1:
         rest, matters = "other " * (len(others) < len(nodes.speeds)), units.share(nodes.threshold)
-        known = units.share(max(math.sqrt((own.high or 1) / (own.low or 1)) for own in others) - 1)
+        known = units.share(max(math.sqrt((s.high or 1) / (s.low or 1)) for s in others) - 1)
         lines.append(
             f"Of no {rest}node is it shown that it is off by more than {matters}; each is known to ±{known}."
         )
     return lines
 
 
-def _off(nodes: Nodes) -> list[tuple[str, NodeSpeed]]:
-    """Those that are named, the slowest first."""
-    return sorted(((name, own) for name, own in nodes.speeds.items() if own.off), key=lambda pair: pair[1].ratio)
+def _nodes_off(nodes: Nodes) -> list[tuple[str, NodeSpeed]]:
+    """The nodes that are off with their names, the slowest first."""
+    return sorted(((n, s) for n, s in nodes.speeds.items() if s.off), key=lambda pair: pair[1].ratio)
 
 
 def _off_words(nodes: Nodes, name: str, speed: NodeSpeed) -> str:
     least = math.log1p(nodes.threshold)
-    sides = {(own > 1, abs(math.log(own)) > least) for own in speed.by_option.values()}
+    sides = {(ratio > 1, abs(math.log(ratio)) > least) for ratio in speed.by_option.values()}
     every = " in all options" if sides == {(speed.ratio > 1, True)} else ", but not in all options alike"
-    return f"{name} is {_slower(speed.ratio)} than the other node{'s' * (len(nodes.speeds) > 2)}{every}."
+    return f"{name} is {_gap_words(speed.ratio)} than the other node{'s' * (len(nodes.speeds) > 2)}{every}."
 
 
-def _slower(ratio: float) -> str:
+def _gap_words(ratio: float) -> str:
     return f"{units.share(abs(1 - ratio))} {'slower' if ratio < 1 else 'faster'}"
 
 
-def _in_detail(nodes: Nodes, name: str, speed: NodeSpeed) -> str:
-    ends = " to ".join(units.share(one) for one in sorted(abs(1 - (end or 1)) for end in (speed.low, speed.high)))
+def _off_details(nodes: Nodes, name: str, speed: NodeSpeed) -> str:
+    ends = " to ".join(units.share(gap) for gap in sorted(abs(1 - (end or 1)) for end in (speed.low, speed.high)))
     options = sorted(speed.by_option, key=lambda option: speed.by_option[option])
-    by = " to ".join(f"{_slower(speed.by_option[option])} ({option})" for option in (options[0], options[-1]))
+    span = " to ".join(f"{_gap_words(speed.by_option[option])} ({option})" for option in (options[0], options[-1]))
     moment = " It ran one round, so it may be that moment, not the node." if len(nodes.rounds[name]) == 1 else ""
     pair = " Which of the two is off can't be told." if len(nodes.speeds) == 2 else ""
-    return f"By option from {by}; interval of the mean {ends} (95% for all nodes together).{moment}{pair}"
+    return f"By option from {span}; interval of the mean {ends} (95% for all nodes together).{moment}{pair}"
 
 
 def nodes_in_answer(nodes: Nodes | None, counted: Sequence[str], objective: str) -> str:
     """Which nodes are off, and that comparisons count parts (`counted`: of these metrics), behind the answer."""
-    named = "".join(f" {_off_words(nodes, name, own)}" for name, own in _off(nodes)) if nodes else ""
+    named = "".join(f" {_off_words(nodes, name, speed)}" for name, speed in _nodes_off(nodes)) if nodes else ""
     if objective not in counted:
         return named
     which = "nodes" if nodes and nodes.rounds else "lanes"
@@ -416,11 +417,11 @@ def lanes_in_answer(lanes: Lanes | None) -> str:
     """Why speeds claim nothing, behind the answer; '' where they may."""
     if lanes is None or not lanes.withheld:
         return ""
-    return f" Of {_what(lanes)} nothing is claimed, as trials ran side by side: {lanes.why}."
+    return f" Of {_withheld_words(lanes)} nothing is claimed, as trials ran side by side: {lanes.why}."
 
 
-def _what(lanes: Lanes) -> str:
-    """What claims nothing, as a reader calls it."""
+def _withheld_words(lanes: Lanes) -> str:
+    """The withheld metrics as a reader calls them."""
     if set(lanes.withheld) == {MEMORY}:
         return "memory"
     return "speed, energy, time and memory" if MEMORY in lanes.withheld else "speed, energy and time"

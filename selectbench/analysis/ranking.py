@@ -11,7 +11,7 @@ from selectbench.analysis.contest import Contest, Ranks, control_warnings, is_co
 from selectbench.analysis.factors import factor_view
 from selectbench.analysis.family import FEWEST_TO_PROPOSE, judgement_number
 from selectbench.analysis.identity import certify
-from selectbench.analysis.lanes import lanes_found, lanes_in_answer, lanes_of, nodes_found, nodes_in_answer
+from selectbench.analysis.lanes import describe_lanes, describe_nodes, lane_count, lanes_in_answer, nodes_in_answer
 from selectbench.analysis.metrics import MemoryKind, is_unclean, state_of
 from selectbench.analysis.recommendation import Figure, counts, figure, to_loss, verdicts, with_pareto, with_ratio
 from selectbench.analysis.result import Certificate, Failure, MetricValue, Ranking, Row, Settling, Violation
@@ -64,7 +64,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
         name: {s.name: {**s.values.get(name, {}), **s.spoiled.get(name, {})} for s in summaries if s.completed}
         for name in contest.baseline.values
     }
-    lanes, nodes = lanes_found(suite, records, known), nodes_found(suite, records, known)
+    lanes, nodes = describe_lanes(suite, records, known), describe_nodes(suite, records, known)
     return Ranking(
         suite=suite.name, baseline=suite.baseline, question=suite.question,
         answer=f"{_Answer(contest, rows, records).text()}"
@@ -221,7 +221,7 @@ class _Answer:
             told = f"The machine was busy with something else in {busy} of {of} trials"
             return f"{told}: run these again on a quiet one (see the warnings)."
         told = ""
-        if out := self.contest.out_of_line(name):
+        if out := self.contest.outliers(name):
             trials = listed([f"{option}, seed {seed}" for option, seed in list(out)[:4]])
             stand = "stand out and widen" if len(out) > 1 else "stands out and widens"
             told = f"{trials} {stand} the intervals (see the warnings). "
@@ -238,7 +238,7 @@ class _Answer:
             return ""
         if self.suite.quick:
             return "A run without --quick has more seeds."
-        place = f" --lanes {lanes}" if (lanes := lanes_of(self.records)) > 1 else ""
+        place = f" --lanes {lanes}" if (lanes := lane_count(self.records)) > 1 else ""
         place = " --site site.yaml" if any(record.node for record in self.records) else place
         more = f"--extend . --seeds {','.join(map(str, self.suite.unused_seeds(seeds)))}{place}"
         return f"To add seeds: selectbench run suite.yaml {more} (in the run's folder)."
@@ -493,7 +493,7 @@ def _out_of_line(contest: Contest) -> list[str]:
     asked = [parse_constraint(text).metric for text in decide.constraints]
     lines = []
     for metric in dict.fromkeys([decide.objective, "tokens_per_second", *asked]):
-        for (option, seed), factor in contest.out_of_line(metric).items():
+        for (option, seed), factor in contest.outliers(metric).items():
             lines.append(
                 f"{option}, seed {seed} stands out: its {metric} is {units.ratio(factor)} of what its option and "
                 "round let expect. It counts and widens the intervals, so more seeds are no remedy: look into its "

@@ -48,16 +48,16 @@ Values = Mapping[str, Mapping[int, float]]
 """By option and seed."""
 _EQUAL = 1e-13
 """Differences of logarithms that are closer than this are the same: it is the rounding of the logarithm."""
-_CAUTION = 2.0
+_CAUTION_ERRORS = 2.0
 """Standard errors by which spreads are taken to differ more than they seem to."""
-_BEYOND_DOUBT = 0.001
+_NOISIER_LEVEL = 0.001
 """Probability, shared among the options, of leaving one out of the pool though it is as noisy as the others."""
-_SEEMS = 0.5
+_OWN_VARIANCE_LEVEL = 0.5
 """The same of giving an option of the pool its own variance in its pairs."""
 _SINGULAR = 1e-10
-"""Of the largest singular value: a smaller one is rounding."""
+"""Share of the largest singular value; smaller ones are rounding."""
 _FAINTEST = 1e-12
-"""Of the largest variance: what an option without any spread is taken to have where spreads are compared."""
+"""Share of the largest variance that an option without any spread is taken to have where spreads are compared."""
 
 
 def two_sided_p(t: ArrayLike, degrees_of_freedom: ArrayLike) -> Floats:
@@ -88,46 +88,46 @@ class Difference:
     spread: Spread
 
     @property
-    def free(self) -> float:
-        """Its degrees of freedom; infinite where it has none."""
+    def dof(self) -> float:
+        """Degrees of freedom; infinite where there are none."""
         return self.degrees_of_freedom or math.inf
 
     def p(self, bound: float = 0.0) -> float:
-        """Two-sided, that the truth is not the bound; 1: no measure of spread."""
+        """Two-sided p of the hypothesis that the true value is the bound; 1: no measure of spread."""
         distance = self.estimate - bound
         if not self.standard_error:
             return 0.0 if self.standard_error == 0 and distance else 1.0
-        return float(two_sided_p(distance / self.standard_error, self.free))
+        return float(two_sided_p(distance / self.standard_error, self.dof))
 
     def interval(self, alpha: float = 0.05) -> tuple[float, float] | tuple[None, None]:
         """Ends of its interval of level 1 - alpha by itself, as logarithms; None: no measure of spread."""
         if self.standard_error is None:
             return None, None
-        half = self.standard_error * float(quantile(alpha, self.free))
+        half = self.standard_error * float(quantile(alpha, self.dof))
         return self.estimate - half, self.estimate + half
 
 
 @dataclass(frozen=True)
 class PooledVariance:
-    """What the options whose spreads agree say of the variance of one seed's difference."""
+    """The variance of one seed's difference, pooled over the options whose spreads agree."""
 
     variance: float
     degrees_of_freedom: float
     prior_degrees_of_freedom: float
     """What it weighs against a pair's own variance; infinite where spreads agree."""
 
-    def moderated(self, own: Floats, free: Floats) -> tuple[Floats, Floats]:
+    def moderated(self, own: Floats, dof: Floats) -> tuple[Floats, Floats]:
         """Own variances mixed with it by their degrees of freedom, and those of the mixture."""
         prior = self.prior_degrees_of_freedom
         if math.isinf(prior):
             return np.full(own.shape, self.variance), np.full(own.shape, self.degrees_of_freedom)
-        mixed = (prior * self.variance + free * own) / (prior + free)
-        return mixed, np.minimum(prior + free, self.degrees_of_freedom)
+        mixed = (prior * self.variance + dof * own) / (prior + dof)
+        return mixed, np.minimum(prior + dof, self.degrees_of_freedom)
 
 
 @dataclass(frozen=True)
 class Differences:
-    """Several differences at once: arrays of one length."""
+    """Several differences in arrays of one length."""
 
     estimates: Floats
     """NaN: no seed has both values."""
@@ -140,7 +140,7 @@ class Differences:
     moderated: Bools
     """Where it was mixed with a pair's or an option's own."""
 
-    def one(self, place: int) -> Difference | None:
+    def at(self, place: int) -> Difference | None:
         """The difference at this place; None where no seed has both values."""
         seeds, error = int(self.seeds[place]), float(self.standard_errors[place])
         if not seeds:
@@ -171,7 +171,7 @@ def differences_over_seeds(
     with np.errstate(invalid="ignore", divide="ignore"):
         estimates = values.sum(axis=1) / seeds
         own = (np.where(present, gaps - estimates[:, None], 0.0) ** 2).sum(axis=1) / (seeds - 1)
-        variances, free = pool.moderated(own, seeds - 1.0) if pool else (own, seeds - 1.0)
+        variances, dof = pool.moderated(own, seeds - 1.0) if pool else (own, seeds - 1.0)
         moderated = np.full(len(gaps), pool is not None and not math.isinf(pool.prior_degrees_of_freedom))
         if pool is not None and apart is not None and (known := ~np.isnan(apart)).any():
             # Welch's test: each option's own variance where it is known, else half the pool's.
@@ -179,14 +179,14 @@ def differences_over_seeds(
             parts = both**2 / np.where(known, seeds - 1.0, pool.degrees_of_freedom)
             at, total = known.any(axis=0), both.sum(axis=0)
             moderated |= at
-            variances, free = np.where(at, total, variances), np.where(at, total**2 / parts.sum(axis=0), free)
+            variances, dof = np.where(at, total, variances), np.where(at, total**2 / parts.sum(axis=0), dof)
         errors = np.sqrt(np.where(pooled, variances, own) / seeds)
     widest = np.where(present, gaps, -np.inf).max(axis=1, initial=-np.inf)
     narrowest = np.where(present, gaps, np.inf).min(axis=1, initial=np.inf)
     no_spread = np.where(may_be_exact, 0.0, np.where(pooled & (errors > 0), errors, np.nan))
     errors = np.where(widest - narrowest <= _EQUAL, no_spread, errors)
     return Differences(
-        estimates, np.where(seeds < 2, np.nan, errors), np.where(pooled, free, seeds - 1.0), seeds,
+        estimates, np.where(seeds < 2, np.nan, errors), np.where(pooled, dof, seeds - 1.0), seeds,
         pooled & (pool is not None), moderated,
     )  # fmt: skip
 
@@ -208,7 +208,7 @@ class Blocks:
     witness: Floats | None = None
     """(options, seeds), for coarse values: where it is equal too, equal values are no coincidence; else None."""
     _against: dict[str, Differences] = field(default_factory=dict)
-    """Of all options against one, once somebody asked."""
+    """Differences of all options from one, by its name; filled on demand."""
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -219,7 +219,7 @@ class Blocks:
         return np.array([self._places[name] for name in names], int)
 
     def differences(self, first: Integers, second: Integers) -> Differences:
-        """Of the options at the places `first` over those at `second`, arrays of one length."""
+        """Differences of the options at the places `first` from those at `second`, arrays of one length."""
         gaps, exact = self.logs[first] - self.logs[second], True
         if self.witness is not None:
             exact = (self.witness[first] == self.witness[second]).all(axis=1)
@@ -227,44 +227,44 @@ class Blocks:
         return differences_over_seeds(gaps, pooled, self.pool, exact, self.apart[[first, second]])
 
     def difference(self, option: str, against: str) -> Difference | None:
-        """Of `option` over `against`; None where no seed has both."""
+        """The difference of `option` from `against`; None where no seed has both."""
         if option not in self._places or against not in self._places:
             return None
         if against not in self._against:
-            everyone = np.arange(len(self.names))
-            self._against[against] = self.differences(everyone, np.full(len(everyone), self._places[against]))
-        return self._against[against].one(self._places[option])
+            all_options = np.arange(len(self.names))
+            self._against[against] = self.differences(all_options, np.full(len(all_options), self._places[against]))
+        return self._against[against].at(self._places[option])
 
 
 def make_blocks(values: Values, losses: Values | None = None) -> Blocks:
     """Values not above 0 are holes; `losses`, of coarse scores: equal ones are no chance where losses are equal."""
     names, seeds = list(values), _seeds_of(values)
-    nobody, apart = np.zeros(len(names), bool), np.full(len(names), np.nan)
+    none_pooled, apart = np.zeros(len(names), bool), np.full(len(names), np.nan)
     if not seeds:
-        return Blocks(names, seeds, np.empty((len(names), 0)), nobody, None, apart)
+        return Blocks(names, seeds, np.empty((len(names), 0)), none_pooled, None, apart)
     witness = None
     if losses is not None:
-        witness = _table({name: {seed: losses[name].get(seed, math.nan) for seed in seeds} for name in names})
+        witness = _logs_table({name: {seed: losses[name].get(seed, math.nan) for seed in seeds} for name in names})
     known = {name: _logs(own) for name, own in values.items()}
-    logs, positive = _table(known), _seeds_of(known)
-    members, residuals, free = agreeing(logs)
-    if free < 1:
-        return Blocks(names, positive, logs, nobody, None, apart, witness)
-    own, p = _spreads(residuals, free)
-    apart[members] = np.where(p < _SEEMS / len(p), own, np.nan)
-    pool = PooledVariance(2 * float(np.nansum(residuals**2)) / free, free, prior_of(residuals))
+    logs, positive = _logs_table(known), _seeds_of(known)
+    members, residuals, dof = agreeing_options(logs)
+    if dof < 1:
+        return Blocks(names, positive, logs, none_pooled, None, apart, witness)
+    own, p = _variances_and_p(residuals, dof)
+    apart[members] = np.where(p < _OWN_VARIANCE_LEVEL / len(p), own, np.nan)
+    pool = PooledVariance(2 * float(np.nansum(residuals**2)) / dof, dof, prior_of(residuals))
     return Blocks(names, positive, logs, members, pool, apart, witness)
 
 
 STANDS_OUT = 0.01
 """Probability, shared among all trials, of taking one for an outlier in normal noise."""
 LEAST_SCALE = 0.01
-"""Of the robust spread: what speed varies by on an idle machine. In quiet runs only what matters is named."""
+"""Least robust spread, as speed has it on an idle machine: in quiet runs only what matters is named."""
 FEW_SEEDS, OF_FEW = 3, 3.0
-"""With so few seeds a noisy option looks like an outlier: so many times the distance is asked for."""
+"""With FEW_SEEDS a noisy option looks like an outlier: OF_FEW times the distance is required."""
 
 
-def standing_out(logs: Floats) -> Floats:
+def outlying(logs: Floats) -> Floats:
     """How far each value lies from what its option and its round let expect, NaN where it is as good as any.
 
     `logs`: (options, seeds), NaN where there is none. Distances are residuals of the median polish (Tukey 1977,
@@ -273,40 +273,40 @@ def standing_out(logs: Floats) -> Floats:
     t at STANDS_OUT. Of two options, whose round splits every outlier between them, a value must lie as far from its
     option's median as it does from the other's. Rounds that are slow for all are no outliers.
     """
-    found = np.full(logs.shape, np.nan)
+    outliers = np.full(logs.shape, np.nan)
     rows, columns = (np.flatnonzero((~np.isnan(logs)).sum(axis=axis) >= least) for axis, least in ((1, 3), (0, 2)))
     table = logs[np.ix_(rows, columns)]
     options, seeds = table.shape
     if options < 2 or seeds < FEW_SEEDS:
-        return found
-    own = table - np.nanmedian(table, axis=1, keepdims=True)
+        return outliers
+    around_option = table - np.nanmedian(table, axis=1, keepdims=True)
     residuals = table.copy()
     for _ in range(10):
         residuals -= np.nanmedian(residuals, axis=1, keepdims=True)
         residuals -= np.nanmedian(residuals, axis=0, keepdims=True)
     two = options == 2
-    distances = np.abs(own if two else residuals)
-    free = 2 * (seeds - 1) if two else (options - 1) * (seeds - 1)
-    scale = max(LEAST_SCALE, 1.4826 * float(np.nanmedian(np.sort(distances[~np.isnan(distances)])[-free:])))
+    distances = np.abs(around_option if two else residuals)
+    dof = 2 * (seeds - 1) if two else (options - 1) * (seeds - 1)
+    scale = max(LEAST_SCALE, 1.4826 * float(np.nanmedian(np.sort(distances[~np.isnan(distances)])[-dof:])))
     scales = np.full((options, 1), scale)
     if seeds > FEW_SEEDS:  # all but the smallest, which the polish makes 0
         scales = np.maximum(scales, 1.4826 * np.nanmedian(np.sort(distances, axis=1)[:, 1:], axis=1, keepdims=True))
-    beside = np.abs(own - own[::-1]) if two else np.abs(own)
+    other_distances = np.abs(around_option - around_option[::-1]) if two else np.abs(around_option)
     least = float(quantile(STANDS_OUT / table.size, (options - 1) * (seeds - 1))) * scales
     least = least * (OF_FEW if seeds == FEW_SEEDS and not two else 1.0)
     with np.errstate(invalid="ignore"):
-        is_out = np.minimum(distances, beside) > least
-    found[np.ix_(rows, columns)] = np.where(is_out, own if two else residuals, np.nan)
-    return found
+        is_out = np.minimum(distances, other_distances) > least
+    outliers[np.ix_(rows, columns)] = np.where(is_out, around_option if two else residuals, np.nan)
+    return outliers
 
 
 def _logs(values: Mapping[int, float]) -> dict[int, float]:
-    """By seed, of the values that have one."""
+    """Logarithms of the values above 0, by seed."""
     return {seed: math.log(value) for seed, value in values.items() if value > 0}
 
 
-def _table(logs: Values) -> Floats:
-    """(options, seeds in their order); NaN where there is none."""
+def _logs_table(logs: Values) -> Floats:
+    """Logarithms as (options, seeds in their order); NaN where there is none."""
     seeds = _seeds_of(logs)
     rows = [[known.get(seed, math.nan) for seed in seeds] for known in logs.values()]
     return np.array(rows).reshape(len(logs), len(seeds))
@@ -316,7 +316,7 @@ def _seeds_of(values: Values) -> list[int]:
     return sorted(set[int]().union(*values.values()))
 
 
-def agreeing(logs: Floats) -> tuple[Bools, Floats, int]:
+def agreeing_options(logs: Floats) -> tuple[Bools, Floats, int]:
     """Options without those noisier beyond doubt, and the residuals of their fit with the degrees of freedom.
 
     Up to half of the options are left out in turn, the noisiest first, and of these the most are excluded whose
@@ -330,31 +330,31 @@ def agreeing(logs: Floats) -> tuple[Bools, Floats, int]:
     members: Bools = (seeds > 0) & (2 * seeds > most) & (seeds >= min(3, most))
     remaining, count = members.copy(), int(members.sum())
     for _ in range(count // 2 if count >= 3 else 0):
-        _, p = _spreads(*residuals_of(logs[remaining]))
+        _, p = _variances_and_p(*residuals_of(logs[remaining]))
         remaining[np.flatnonzero(remaining)[p.argmin()]] = False
-        if p.min() < _BEYOND_DOUBT / count:
+        if p.min() < _NOISIER_LEVEL / count:
             members = remaining.copy()
     if members.sum() < 3:
         return np.zeros(len(logs), bool), np.empty((0, logs.shape[1])), 0
     return members, *residuals_of(logs[members])
 
 
-def _spreads(residuals: Floats, free: int) -> tuple[Floats, Floats]:
+def _variances_and_p(residuals: Floats, dof: int) -> tuple[Floats, Floats]:
     """Each option's variance around the others, and p of the F test whether it is above theirs; 1: unknown."""
     from scipy import special
 
-    squares, own = _around_the_others(residuals)
-    total, known = float(np.nansum(residuals**2)), (own >= 1) & (free - own >= 1)
+    squares, own = _squares_around_others(residuals)
+    total, known = float(np.nansum(residuals**2)), (own >= 1) & (dof - own >= 1)
     p = np.ones(len(own))
     if total > 0:
         rest = np.maximum(total - squares[known], total * _FAINTEST)
-        ratios = squares[known] / own[known] / (rest / (free - own[known]))
-        p[known] = special.fdtrc(own[known], free - own[known], ratios)
+        ratios = squares[known] / own[known] / (rest / (dof - own[known]))
+        p[known] = special.fdtrc(own[known], dof - own[known], ratios)
     return squares / np.maximum(own, 1), p
 
 
 def residuals_of(logs: Floats) -> tuple[Floats, int]:
-    """Of the least-squares fit option + seed, and their degrees of freedom; NaN where there is no value."""
+    """Residuals of the least-squares fit option + seed and their degrees of freedom; NaN where no value is."""
     present = ~np.isnan(logs)
     if present.all():  # then the fit is the two means
         options, seeds = logs.shape
@@ -364,8 +364,8 @@ def residuals_of(logs: Floats) -> tuple[Floats, int]:
     if not present.any():
         return np.full(logs.shape, np.nan), 0
     if logs.shape[1] > logs.shape[0]:
-        turned, free = residuals_of(logs.T)
-        return turned.T, free
+        transposed, dof = residuals_of(logs.T)
+        return transposed.T, dof
     # The normal equations with the rows' effects eliminated: one unknown for each column.
     counts = present.sum(axis=1)
     shares = present / np.maximum(counts, 1)[:, None]
@@ -374,30 +374,30 @@ def residuals_of(logs: Floats) -> tuple[Floats, int]:
     shared = (present[:, :, None] * shares[:, None, :]).sum(axis=0)
     products = np.diag(present.sum(axis=0).astype(float)) - shared
     effects, _, rank, _ = np.linalg.lstsq(products, centred.sum(axis=0), rcond=_SINGULAR)
-    own = (shares * effects[None, :]).sum(axis=1)
-    residuals = centred - np.where(present, effects - own[:, None], 0.0)
-    free = int(present.sum() - (counts > 0).sum() - rank)
-    return np.where(present, residuals, np.nan), free
+    option_effects = (shares * effects[None, :]).sum(axis=1)
+    residuals = centred - np.where(present, effects - option_effects[:, None], 0.0)
+    dof = int(present.sum() - (counts > 0).sum() - rank)
+    return np.where(present, residuals, np.nan), dof
 
 
 def prior_of(residuals: Floats) -> float:
     """Prior degrees of freedom of the pooled variance; infinite where the options' variances agree."""
     from scipy import special
 
-    squares, own = _around_the_others(residuals)
-    variances, free = squares[own >= 1] / own[own >= 1], own[own >= 1]
+    squares, own = _squares_around_others(residuals)
+    variances, dof = squares[own >= 1] / own[own >= 1], own[own >= 1]
     if len(variances) < 3 or not variances.any():
         return math.inf
     floored = np.maximum(variances, _FAINTEST * variances.max())
-    logs = np.log(floored) - special.digamma(free / 2) + np.log(free / 2)
-    by_chance = float(special.polygamma(1, free / 2).mean())
-    caution = 1 + _CAUTION * math.sqrt(2 / (len(logs) - 1))
+    logs = np.log(floored) - special.digamma(dof / 2) + np.log(dof / 2)
+    by_chance = float(special.polygamma(1, dof / 2).mean())
+    caution = 1 + _CAUTION_ERRORS * math.sqrt(2 / (len(logs) - 1))
     excess = float(np.var(logs, ddof=1)) * caution - by_chance
     return 2 * trigamma_inverse(excess) if excess > 1e-6 else math.inf
 
 
-def _around_the_others(residuals: Floats) -> tuple[Floats, Floats]:
-    """Of each option the squares around the others' seed means, and their degrees of freedom."""
+def _squares_around_others(residuals: Floats) -> tuple[Floats, Floats]:
+    """Each option's sum of squares around the others' seed means, and its degrees of freedom."""
     present = ~np.isnan(residuals)
     others = present.sum(axis=0)
     usable = present & (others >= 2)
@@ -420,58 +420,57 @@ def trigamma_inverse(value: float) -> float:
     return x
 
 
-def of_one(values: Mapping[int, float], *, is_coarse: bool = False) -> Difference | None:
-    """The logarithm of one option's own value over its seeds; None where none is positive."""
-    return of_logs(list(_logs(values).values()), is_coarse=is_coarse)
+def estimate_value(values: Mapping[int, float], *, is_coarse: bool = False) -> Difference | None:
+    """Mean logarithm of one option's values over its seeds; None where none is positive."""
+    return estimate_logs(list(_logs(values).values()), is_coarse=is_coarse)
 
 
-def of_logs(logs: Sequence[float], *, is_coarse: bool = False) -> Difference | None:
-    """Of one logarithm from each seed; None of nothing."""
-    return differences_over_seeds(np.array([logs]), np.zeros(1, bool), None, not is_coarse).one(0)
+def estimate_logs(logs: Sequence[float], *, is_coarse: bool = False) -> Difference | None:
+    """Mean of one logarithm from each seed; None of an empty list."""
+    return differences_over_seeds(np.array([logs]), np.zeros(1, bool), None, not is_coarse).at(0)
 
 
 def changes(run: Values, reference: Values, *, is_coarse: bool = False) -> dict[str, Difference]:
-    """How values above 0 differ, by option that both know; `is_coarse`: equal ones may be a coincidence."""
-    ours = {name: logs for name in reference if (logs := _logs(run.get(name, {})))}
-    theirs = {name: logs for name in ours if (logs := _logs(reference[name]))}
-    within = {
-        name: {seed: log - theirs[name][seed] for seed, log in ours[name].items() if seed in theirs[name]}
-        for name in theirs
+    """Log ratios of run to reference by option that both have; `is_coarse`: equal values may be a coincidence."""
+    new = {name: logs for name in reference if (logs := _logs(run.get(name, {})))}
+    old = {name: logs for name in new if (logs := _logs(reference[name]))}
+    log_ratios = {
+        name: {seed: log - old[name][seed] for seed, log in new[name].items() if seed in old[name]} for name in old
     }
-    paired = {name: logs for name, logs in within.items() if len(logs) > 1}
-    table = _table(paired)
+    paired = {name: logs for name, logs in log_ratios.items() if len(logs) > 1}
+    table = _logs_table(paired)
     members, pool = _pooled_over_runs(table)
     over_seeds = differences_over_seeds(table, members, pool, not is_coarse)
-    found = {name: over_seeds.one(place) for place, name in enumerate(paired)}
-    return {name: found.get(name) or _two_samples(ours[name], theirs[name], is_coarse) for name in theirs}
+    estimates = {name: over_seeds.at(place) for place, name in enumerate(paired)}
+    return {name: estimates.get(name) or _two_samples(new[name], old[name], is_coarse) for name in old}
 
 
 def _pooled_over_runs(table: Floats) -> tuple[Bools, PooledVariance | None]:
-    """Options whose spreads agree, and what they say together; nothing of fewer than three."""
-    nobody = np.zeros(len(table), bool)
+    """Which options' spreads agree, and their pooled variance; none of fewer than three options."""
+    none_pooled = np.zeros(len(table), bool)
     if len(table) < 3:
-        return nobody, None
-    members, residuals, rest = agreeing(table)
-    within = float(np.nansum(residuals**2))
-    if rest < 1 or not within:
-        return nobody, None
+        return none_pooled, None
+    members, residuals, dof = agreeing_options(table)
+    residual = float(np.nansum(residuals**2))
+    if dof < 1 or not residual:
+        return none_pooled, None
     pooled = table[members]
-    around_own = float(np.nansum((pooled - np.nanmean(pooled, axis=1, keepdims=True)) ** 2))
-    total = float((~np.isnan(pooled)).sum() - len(pooled))
-    between = max(0.0, around_own - within)
-    parts = (between / total) ** 2 / max(1.0, total - rest) + (within / total) ** 2 / rest
-    variance = (between + within) / total
+    squares = float(np.nansum((pooled - np.nanmean(pooled, axis=1, keepdims=True)) ** 2))
+    total_dof = float((~np.isnan(pooled)).sum() - len(pooled))
+    between = max(0.0, squares - residual)
+    parts = (between / total_dof) ** 2 / max(1.0, total_dof - dof) + (residual / total_dof) ** 2 / dof
+    variance = (between + residual) / total_dof
     return members, PooledVariance(variance, variance**2 / parts, prior_of(residuals))
 
 
 def _two_samples(run: Mapping[int, float], reference: Mapping[int, float], is_coarse: bool) -> Difference:
-    """Welch 1947: unequal variances, no pairs."""
-    ours, theirs = (np.array(list(logs.values())) for logs in (run, reference))
-    estimate, seeds = float(ours.mean() - theirs.mean()), min(len(ours), len(theirs))
+    """Difference of two samples without common seeds, by Welch's test (1947) for unequal variances."""
+    new, old = (np.array(list(logs.values())) for logs in (run, reference))
+    estimate, seeds = float(new.mean() - old.mean()), min(len(new), len(old))
     if seeds < 2:
         return Difference(estimate, None, None, seeds, "unknown")
-    first, second = float(ours.var(ddof=1)) / len(ours), float(theirs.var(ddof=1)) / len(theirs)
-    if first + second <= _EQUAL**2:
+    new_var, old_var = float(new.var(ddof=1)) / len(new), float(old.var(ddof=1)) / len(old)
+    if new_var + old_var <= _EQUAL**2:
         return Difference(estimate, None if is_coarse else 0.0, None, seeds, "unknown" if is_coarse else "none")
-    free = (first + second) ** 2 / (first**2 / (len(ours) - 1) + second**2 / (len(theirs) - 1))
-    return Difference(estimate, math.sqrt(first + second), free, seeds, "own")
+    dof = (new_var + old_var) ** 2 / (new_var**2 / (len(new) - 1) + old_var**2 / (len(old) - 1))
+    return Difference(estimate, math.sqrt(new_var + old_var), dof, seeds, "own")

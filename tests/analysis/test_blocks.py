@@ -21,7 +21,14 @@ from selectbench.analysis.family import (
     judgement_number,
     seeds_to_settle,
 )
-from selectbench.analysis.statistics import Difference, make_blocks, of_one, quantile, trigamma_inverse, two_sided_p
+from selectbench.analysis.statistics import (
+    Difference,
+    estimate_value,
+    make_blocks,
+    quantile,
+    trigamma_inverse,
+    two_sided_p,
+)
 
 Values = dict[str, dict[int, float]]
 
@@ -160,12 +167,12 @@ def test_one_seed_tells_no_spread_whatever_the_others_do() -> None:
 
 def test_values_without_a_logarithm_are_holes() -> None:
     assert make_blocks({"a": {0: 0.0, 1: 2.0}, "b": {0: 1.0, 1: -3.0}}).difference("b", "a") is None
-    assert of_one({0: 0.0, 1: -1.0}) is None
+    assert estimate_value({0: 0.0, 1: -1.0}) is None
 
 
 def test_one_options_own_values_are_a_one_sample_t() -> None:
     values = dict(enumerate((3.0, 3.3, 2.8, 3.1)))
-    found = of_one(values)
+    found = estimate_value(values)
     assert found
     expected = stats.ttest_1samp(np.log(list(values.values())), 0.0)
     assert found.estimate / (found.standard_error or 0) == pytest.approx(expected.statistic)

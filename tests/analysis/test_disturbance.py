@@ -14,7 +14,7 @@ from selectbench.analysis.gate import ReadRun, compare, hold_gate
 from selectbench.analysis.metrics import is_unclean, state_of
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Ranking, Row
-from selectbench.analysis.statistics import standing_out
+from selectbench.analysis.statistics import outlying
 from selectbench.record.record import Record
 from selectbench.suite.suite import Suite
 
@@ -144,11 +144,11 @@ def test_no_trial_stands_out_of_a_slow_round_a_noisy_option_or_few_trials() -> N
     draw = np.random.default_rng(7)
     logs = draw.normal(0, 0.01, (4, 5))
     logs[:, 2] -= math.log(10)
-    assert np.isnan(standing_out(logs)).all()
+    assert np.isnan(outlying(logs)).all()
     logs = draw.normal(0, 0.01, (4, 5)) * np.array([[1], [1], [1], [20]])
-    assert np.isnan(standing_out(logs)).all()
-    assert np.isnan(standing_out(np.log([[1.0, 1.0], [1.0, 10.0]]))).all()
-    assert np.isnan(standing_out(np.log([[1.0, 1.0, 10.0, 1.0]]))).all()
+    assert np.isnan(outlying(logs)).all()
+    assert np.isnan(outlying(np.log([[1.0, 1.0], [1.0, 10.0]]))).all()
+    assert np.isnan(outlying(np.log([[1.0, 1.0, 10.0, 1.0]]))).all()
 
 
 @pytest.mark.parametrize("options", [2, 3, 8])
@@ -157,7 +157,7 @@ def test_the_one_that_stands_out_is_named_and_no_other(options: int, seeds: int)
     logs = np.random.default_rng(8).normal(0, 0.01, (options, seeds))
     logs[1, 2] -= math.log(10)
     logs[0, 0] = math.nan if options > 2 else logs[0, 0]
-    assert np.argwhere(~np.isnan(standing_out(logs))).tolist() == [[1, 2]]
+    assert np.argwhere(~np.isnan(outlying(logs))).tolist() == [[1, 2]]
 
 
 def again(first: Record, value: float, **more: Any) -> Record:
@@ -251,11 +251,11 @@ def test_who_stands_out_in_noise_and_with_one_trial_ten_times_as_slow(options: i
     found = wrong = 0
     for _ in range(RUNS):
         for spread in named:
-            named[spread] += not np.isnan(standing_out(draw.normal(0, spread, (options, seeds)))).all()
+            named[spread] += not np.isnan(outlying(draw.normal(0, spread, (options, seeds)))).all()
         logs = draw.normal(0, 0.01, (options, seeds)) + draw.normal(0, 0.02, seeds)
         logs[1] += math.log(1.3)
         logs[1, seeds // 2] -= math.log(10)
-        places = np.argwhere(~np.isnan(standing_out(logs))).tolist()
+        places = np.argwhere(~np.isnan(outlying(logs))).tolist()
         found += [1, seeds // 2] in places
         wrong += places not in ([], [[1, seeds // 2]])
     error = math.sqrt(0.01 / RUNS)

@@ -186,14 +186,14 @@ def judgements(runs: int, effects: Sequence[float], looks: Sequence[int] = LOOKS
 
 
 def claims(contest: Contest, alpha: float) -> bool:
-    return any(one.p_adjusted <= alpha for one in contest.judged.values())
+    return any(one.p_adjusted <= alpha for one in contest.results.values())
 
 
 def test_adding_seeds_until_something_is_shown_finds_no_more_than_one_look_may() -> None:
     runs = judgements(1000, [0.0] * 5)
     assert all(one.alpha == alpha for one, alpha in zip(runs[0], (0.04, 0.005, 0.0025, 0.00125), strict=True))
     said("false claims of looks at 3, 5, 8, 12 seeds, each at 5 %", [any(claims(c, 0.05) for c in r) for r in runs])
-    found = [any(one.rejected for c in run for one in c.judged.values()) for run in runs]
+    found = [any(one.rejected for c in run for one in c.results.values()) for run in runs]
     share, error = said("each at its own level", found)
     assert share <= 0.05 + 2 * error
 
@@ -201,7 +201,7 @@ def test_adding_seeds_until_something_is_shown_finds_no_more_than_one_look_may()
 def test_what_is_left_to_later_judgements_hardly_costs_the_first_one_power() -> None:
     runs = [first for (first,) in judgements(1000, [0.0, 0.0, 0.0, 0.0, -0.03], looks=(5,))]
     before, _ = said(
-        "a true 3 % is found by five seeds at 5 %", [c.judged["o4", ""].p_adjusted <= 0.05 for c in runs]
+        "a true 3 % is found by five seeds at 5 %", [c.results["o4", ""].p_adjusted <= 0.05 for c in runs]
     )
-    after, _ = said("at 4 %", [c.judged["o4", ""].rejected for c in runs])
+    after, _ = said("at 4 %", [c.results["o4", ""].rejected for c in runs])
     assert before - 0.03 <= after <= before

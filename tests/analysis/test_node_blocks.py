@@ -11,7 +11,7 @@ from made_records import make_record, make_suite, speed
 from msgspec.structs import replace
 
 from selectbench.analysis.contest import Contest
-from selectbench.analysis.lanes import node_lines, nodes_found
+from selectbench.analysis.lanes import describe_nodes, node_lines
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Comparison, Ranking
 from selectbench.analysis.summary import Summary
@@ -71,7 +71,7 @@ class Judge:
 
     def named(self, speeds: np.ndarray) -> set[str]:
         values = {name: dict(enumerate(row.tolist())) for name, row in zip(NAMES, speeds, strict=True)}
-        found = nodes_found(self.suite, self.records, {"tokens_per_second": values})
+        found = describe_nodes(self.suite, self.records, {"tokens_per_second": values})
         assert found is not None
         return {name for name, own in found.speeds.items() if own.off}
 
