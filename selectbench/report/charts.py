@@ -208,7 +208,7 @@ def interval_bars(ratios: Sequence[Ratio]) -> list[str]:
 
 
 def _interval_ends(ratio: Ratio) -> tuple[float, float]:
-    """The interval's ends, infinity for one too large for a number; without an interval twice the ratio."""
+    """The interval's ends, infinity for one too large for a number; the ratio twice where there is no interval."""
     if ratio.low is None:
         return ratio.value or 1.0, ratio.value or 1.0
     return ratio.low, math.inf if ratio.high is None else ratio.high

@@ -20,13 +20,13 @@ from selectbench.suite.command import CommandJob
 from selectbench.suite.suite import MachineChoice, Suite
 from selectbench.text import one_line
 
-_METHODS: dict[metrics.Method, str] = {
+_ENERGY_METHODS: dict[metrics.Method, str] = {
     "counter": "energy counter", "instant_power": "instant power", "average_power": "averaged power",
 }  # fmt: skip
-_SHARES: dict[metrics.UtilizationName, str] = {
+_ARITHMETIC_SHARES: dict[metrics.UtilizationName, str] = {
     "mfu": "MFU", "hfu": "HFU", "matmul_rate_share": "share of the measured rate",
 }  # fmt: skip
-_POWER_CAP = "Power cap: share of the readings in which the software power cap held the clocks down"
+_POWER_CAP_NOTE = "Power cap: share of the readings in which the software power cap held the clocks down"
 _MOST_PEAKS = 8
 _MODEL_STATES = (
     "Model states are parameters, gradients and optimizer state of one rank (measured: of the rank that keeps "
@@ -34,7 +34,7 @@ _MODEL_STATES = (
     "divided by the number of ranks, and gradients have the dtype of the weights that the model computes with; "
     "an implementation may keep them in fp32, or buffers beside them."
 )
-_MEMORY: doc.Text = (
+_MEMORY_NOTE: doc.Text = (
     ("Allocated and reserved are the CUDA allocator's own peaks, of the rank with most: the tensors, and the "
     "blocks that it keeps for them, each with the optimizer state in managed memory. Device peak is what the GPU "
     "itself had in use beyond what it held right before the trial, including the CUDA context, libraries' "
@@ -42,11 +42,11 @@ _MEMORY: doc.Text = (
     "shown by "), doc.Literally("must fit"), (", the device peak plus what the GPU holds when idle, which differs "
     "between machines: it must fit in the GPU's total less what the driver reserves."),
 )  # fmt: skip
-_SPOILED = (
+_SPOILED_RULE = (
     "Throttling and sharing spoil speed, energy and cost, sharing the device's memory too: such seeds are left "
     "out of means where there are others, and out of all ratios."
 )
-_BUSY = (
+_BUSY_RULE = (
     "Such trials are left out of speed, unless an option would be left with fewer than two, or half, of its seeds: "
     "then all count and nothing is said of how many more seeds would do."
 )
@@ -63,10 +63,6 @@ def _mean(row: Row, name: str) -> doc.Figure:
     return figure(row, name, with_spread=False)
 
 
-def _power_cap(shares: dict[str, float] | None) -> doc.Amount:
-    return doc.Amount(None if shares is None else shares.get(metrics.POWER_CAP, 0.0), units.share)
-
-
 def gpu_section(ranking: Ranking) -> list[doc.Section]:
     """State, clocks, energy, and how much of the arithmetic was used; nothing where no trial had GPU meters."""
     rows = [(row, row.gpu) for row in ranking.rows if row.gpu is not None]
@@ -79,11 +75,11 @@ def gpu_section(ranking: Ranking) -> list[doc.Section]:
         [row.option, ", ".join(f"{count} {verdict}" for verdict, count in gpu.states.items()),
          *(doc.Amount(clock, units.megahertz) for clock in (gpu.mean_sm_clock_hertz, gpu.mean_memory_clock_hertz)),
          doc.Amount(gpu.highest_temperature_celsius, units.celsius), doc.Amount(gpu.mean_utilization, units.share),
-         _power_cap(gpu.clock_limit_shares)]
-        for row, gpu in rows
+         doc.Amount(None if caps is None else caps.get(metrics.POWER_CAP, 0.0), units.share)]
+        for row, gpu, caps in ((row, gpu, gpu.clock_limit_shares) for row, gpu in rows)
     )))  # fmt: skip
     blocks.append(doc.table("Power and energy", ("option", "energy from"), ("power", "energy/token"), (
-        [row.option, _METHODS[gpu.energy_method] if gpu.energy_method else "not known",
+        [row.option, _ENERGY_METHODS[gpu.energy_method] if gpu.energy_method else "not known",
          _mean(row, "mean_power_watts"), _mean(row, "joules_per_token")]
         for row, gpu in rows
     )))  # fmt: skip
@@ -95,16 +91,16 @@ def gpu_section(ranking: Ranking) -> list[doc.Section]:
              doc.Amount(work.matmul_flops_per_second, units.flops_per_second), _mean(row, "matmul_rate_share")]
             for row, work in ((row, gpu.arithmetic) for row, gpu in rows)
         )))  # fmt: skip
-    notes = [*unknown_state_lines(ranking), *_unknown(rows), _POWER_CAP]
+    notes = [*unknown_state_lines(ranking), *_unknown_lines(rows), _POWER_CAP_NOTE]
     return [doc.Section("gpu", "GPU", [*blocks, doc.Listing([f"{note}." for note in notes])])]
 
 
-def _unknown(rows: Sequence[tuple[Row, GpuRow]]) -> list[str]:
+def _unknown_lines(rows: Sequence[tuple[Row, GpuRow]]) -> list[str]:
     """Why energy and shares of the arithmetic are not known; one line where one cause hides several shares."""
-    energy = _by_reason((row.option, gpu.energy_unknown) for row, gpu in rows)
+    energy = _trials_by_reason((row.option, gpu.energy_unknown) for row, gpu in rows)
     lines: dict[tuple[str, str], list[str]] = {}
-    for share, name in _SHARES.items():
-        causes = _by_reason((row.option, gpu.arithmetic.unknown.get(share, [])) for row, gpu in rows)
+    for share, name in _ARITHMETIC_SHARES.items():
+        causes = _trials_by_reason((row.option, gpu.arithmetic.unknown.get(share, [])) for row, gpu in rows)
         for reason_and_trials in causes.items():
             lines.setdefault(reason_and_trials, []).append(name)
     return [
@@ -113,7 +109,7 @@ def _unknown(rows: Sequence[tuple[Row, GpuRow]]) -> list[str]:
     ]
 
 
-def _by_reason(unknown: Iterable[tuple[str, Sequence[Unknown]]]) -> dict[str, str]:
+def _trials_by_reason(unknown: Iterable[tuple[str, Sequence[Unknown]]]) -> dict[str, str]:
     """By reason, the options with their seeds: `bf16, seed 0, 1; fp32, seed 0`."""
     trials: dict[str, list[str]] = {}
     for option, causes in unknown:
@@ -123,38 +119,38 @@ def _by_reason(unknown: Iterable[tuple[str, Sequence[Unknown]]]) -> dict[str, st
 
 
 def memory_sections(ranking: Ranking) -> Iterator[doc.Section]:
-    """Of GPUs where a completed trial had meters, and of ranks where there were several or states were measured."""
+    """Memory of GPUs where completed trials had meters; of ranks where several ran or states were measured."""
     rows = [(row, row.gpu.memory) for row in ranking.rows if row.gpu is not None and row.n]
     if rows:
         heads = ("allocated", "reserved", "device peak over idle", "idle before", "must fit", "the GPU's total",
                  "driver's reserve")  # fmt: skip
         names = ("peak_memory_bytes", "peak_memory_reserved_bytes", "peak_device_memory_bytes")
-        of_a_gpu = doc.table("Memory of a GPU", ("option",), heads, (
+        gpu_table = doc.table("Memory of a GPU", ("option",), heads, (
             [row.option, *(_mean(row, name) for name in names),
              *(doc.Amount(size, units.size)
                for size in (m.idle_bytes, m.peak_bytes, m.total_bytes, m.driver_reserved_bytes))]
             for row, m in rows
         ))  # fmt: skip
-        yield doc.Section("memory", "Memory", [of_a_gpu, doc.Paragraph(_MEMORY)])
-    known = [(row.option, row.memory) for row in ranking.rows if row.memory is not None]
-    if any(len(m.peak_bytes_by_rank) > 1 or m.measured_model_state_bytes is not None for _, m in known):
+        yield doc.Section("memory", "Memory", [gpu_table, doc.Paragraph(_MEMORY_NOTE)])
+    ranks = [(row.option, row.memory) for row in ranking.rows if row.memory is not None]
+    if any(len(m.peak_bytes_by_rank) > 1 or m.measured_model_state_bytes is not None for _, m in ranks):
         by_rank: list[list[doc.Cell]] = []
-        for option, m in known:
+        for option, m in ranks:
             peaks = m.peak_bytes_by_rank
             known_peaks = [peak for peak in peaks if peak is not None]
-            each = doc.joined(peaks, units.size, ", ")
+            peaks_text = doc.joined(peaks, units.size, ", ")
             if len(peaks) > _MOST_PEAKS and known_peaks:
-                each = doc.joined((min(known_peaks), max(known_peaks)), units.size)
+                peaks_text = doc.joined((min(known_peaks), max(known_peaks)), units.size)
             states = (m.expected_model_state_bytes, m.measured_model_state_bytes)
-            both = doc.joined(() if states == (None, None) else states, units.size, " / ")
-            by_rank.append([option, str(len(peaks) or units.DASH), each, both])
+            states_text = doc.joined(() if states == (None, None) else states, units.size, " / ")
+            by_rank.append([option, str(len(peaks) or units.DASH), peaks_text, states_text])
         right = ("ranks", "peak of each rank", "model states, expected / measured")
-        of_ranks = doc.table("Peaks and model states of the ranks", ("option",), right, by_rank)
-        yield doc.Section("ranks", "Memory by rank", [of_ranks, doc.Paragraph(_MODEL_STATES)])
+        rank_table = doc.table("Peaks and model states of the ranks", ("option",), right, by_rank)
+        yield doc.Section("ranks", "Memory by rank", [rank_table, doc.Paragraph(_MODEL_STATES)])
 
 
 def cost_section(suite: Suite, ranking: Ranking) -> list[doc.Section]:
-    """What the job costs at the suite's prices; nothing where it names none."""
+    """What the job costs at the suite's prices; empty where the suite names none."""
     if suite.cost is None:
         return []
     prices = [
@@ -177,10 +173,10 @@ _LOADERS = {
 
 
 def loading_lines(suite: Suite, records: Sequence[Record], run: Path = Path()) -> dict[tuple[str, int], str]:
-    """Python, by option and seed; `records`: those that count; `run`: the run's folder, as it is to be written."""
+    """The Python that loads each model, by option and seed. `records`: those that count; `run`: its folder."""
     lines = {}
-    kept = (r.trial for r in records if r.trial.seed in suite.saved_seeds and isinstance(r.outcome, Completed))
-    for trial in kept:
+    trials = (r.trial for r in records if r.trial.seed in suite.saved_seeds and isinstance(r.outcome, Completed))
+    for trial in trials:
         folder = run / TRIALS / trial.trial_id / MODEL
         if isinstance(suite.job_of(suite.option(trial.option)).model, OwnModel):
             line = f'model.load_state_dict(safetensors.torch.load_file("{folder.as_posix()}/model.safetensors"))'
@@ -190,12 +186,12 @@ def loading_lines(suite: Suite, records: Sequence[Record], run: Path = Path()) -
     return lines
 
 
-def kept_models(suite: Suite, records: Sequence[Record]) -> Iterator[doc.Section]:
-    """The section, or nothing where no model was kept."""
+def model_section(suite: Suite, records: Sequence[Record]) -> Iterator[doc.Section]:
+    """How to load the trained models that were kept; nothing where none was."""
     if lines := loading_lines(suite, records):
-        told = "In fp32, as the last evaluation saw them, each with its tokenizer; typed in the run's folder:"
-        of_each = (f"# {one_line(option)}, seed {seed}\n{line}" for (option, seed), line in lines.items())
-        yield doc.Section("weights", "Trained models", [doc.Paragraph(told), doc.Code("\n".join(of_each))])
+        sentence = "In fp32, as the last evaluation saw them, each with its tokenizer; typed in the run's folder:"
+        code = (f"# {one_line(option)}, seed {seed}\n{line}" for (option, seed), line in lines.items())
+        yield doc.Section("weights", "Trained models", [doc.Paragraph(sentence), doc.Code("\n".join(code))])
 
 
 # How the figures came about, in plain words, from the suite and the records.
@@ -207,19 +203,19 @@ _UNCHECKED = (
 )
 
 
-def method(
+def method_lines(
     suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any], unchecked: int = 0
 ) -> list[str]:
-    """Sentences; `records`: those that count; `environment`: environment.json; `unchecked`: without a checksum."""
-    done = [record for record in records if isinstance(record.outcome, Completed)]
+    """How the figures came about. `records`: those that count; `unchecked`: how many records have no checksum."""
+    completed = [record for record in records if isinstance(record.outcome, Completed)]
     return [
-        _job(suite), *machine_choice_lines(environment), *_comparing(suite, ranking), *_measuring(suite, done),
-        *_meters(suite, ranking, done),
+        _job_sentence(suite), *machine_choice_lines(environment), *_comparison(suite, ranking),
+        *_measurement(suite, completed), *_meters(suite, ranking, completed),
         *([_UNCHECKED.format(unchecked)] if unchecked else []),
     ]  # fmt: skip
 
 
-def _command(job: CommandJob, suite: Suite) -> str:
+def _command_sentence(job: CommandJob, suite: Suite) -> str:
     held_out, end = "none", "until it ends by itself"
     if job.eval != "none":
         held_out = f"on held-out tokens of {Path(job.eval.heldout or job.eval.text[0]).name}"
@@ -232,9 +228,9 @@ def _command(job: CommandJob, suite: Suite) -> str:
     )
 
 
-def _job(suite: Suite) -> str:
+def _job_sentence(suite: Suite) -> str:
     if suite.command is not None:
-        return _command(suite.command, suite)
+        return _command_sentence(suite.command, suite)
     job = suite.built
     model = ", ".join(f"{k} {v}" for k, v in job.model.model_dump(exclude_none=True).items())
     return (
@@ -245,20 +241,20 @@ def _job(suite: Suite) -> str:
     )
 
 
-def choice_text(choice: MachineChoice) -> str:
+def machine_choice_text(choice: MachineChoice) -> str:
     """`precision: fp16_mixed, as compute capability 7.5 has no bf16, which needs 8.0 (asked: auto)`."""
     return f"{choice.setting}: {choice.taken}, as {choice.why} (asked: {choice.asked})"
 
 
 def machine_choice_lines(environment: Mapping[str, Any]) -> list[str]:
-    """What the suite left to the machine, and what that took; nothing where it left nothing."""
+    """The settings that the suite left to the machine, and what was taken; empty where it left none."""
     keys, stored = MachineChoice.model_fields, environment.get("machine_choices") or []
-    choices = [MachineChoice(**{key: str(one.get(key, "")) for key in keys}) for one in stored]
-    told = " ".join(f"{choice_text(one)}." for one in choices)
-    return [f"Left to the machine, and the same for every option: {told}"] if told else []
+    choices = [MachineChoice(**{key: str(choice.get(key, "")) for key in keys}) for choice in stored]
+    sentences = " ".join(f"{machine_choice_text(choice)}." for choice in choices)
+    return [f"Left to the machine, and the same for every option: {sentences}"] if sentences else []
 
 
-def _comparing(suite: Suite, ranking: Ranking) -> Iterator[str]:
+def _comparison(suite: Suite, ranking: Ranking) -> Iterator[str]:
     """What is the same for every option, and how claims are made."""
     rounds = f"{len(suite.seeds)} seed{'s'[: len(suite.seeds) > 1]}"
     checked = "" if any(row.identity.violations for row in ranking.rows) else "; here no row differs undeclared"
@@ -270,8 +266,8 @@ def _comparing(suite: Suite, ranking: Ranking) -> Iterator[str]:
     family = ranking.family
     if family is None or not family.tests:
         return
-    known = known_metrics(ranking, [*family.thresholds]) or [family.objective]
-    thresholds = ", ".join(f"{name} {family.thresholds[name]:.2g}" for name in known)
+    names = known_metrics(ranking, [*family.thresholds]) or [family.objective]
+    thresholds = ", ".join(f"{name} {family.thresholds[name]:.2g}" for name in names)
     tests = f"{family.tests} test{'s' * (family.tests > 1)}"
     seeds = ", ".join(map(str, family.looks))
     looks = f", and at most 5% in all judgements, which had {seeds} seeds" if seeds else ""
@@ -283,27 +279,27 @@ def _comparing(suite: Suite, ranking: Ranking) -> Iterator[str]:
     )
 
 
-def _measuring(suite: Suite, done: Sequence[Record]) -> Iterator[str]:
-    measured = [r.outcome.measurement for r in done if isinstance(r.outcome, Completed)]
+def _measurement(suite: Suite, completed: Sequence[Record]) -> Iterator[str]:
+    measured = [r.outcome.measurement for r in completed if isinstance(r.outcome, Completed)]
     timed = [m.timed_seconds for m in measured]
     span = f" (here {units.seconds(min(timed))} to {units.seconds(max(timed))} a trial)" if timed else ""
     if suite.command is not None:
-        yield from _observing(suite, span)
+        yield from _observation(suite, span)
         return
     yield (
         f"Speed is taken over synchronised windows{span} after the first {suite.job.timing.warmup_steps} steps; "
         "evaluation, logging and compilation lie outside. Steps added only to lengthen the timing count for no "
         "figure of quality."
     )
-    completed = {record.trial.option for record in done} if suite.device == "cuda" else ()
+    trained_options = {record.trial.option for record in completed} if suite.device == "cuda" else ()
     waiting: dict[str, dict[str, None]] = {}
-    for option in (option for option in suite.options if option.name in completed):
+    for option in (option for option in suite.options if option.name in trained_options):
         for dimension, choice in option.choices.by_dimension().items():
             if choice.waits:
                 waiting.setdefault(choice.waits, {})[f"{dimension} {choice.name}"] = None  # type: ignore[attr-defined]
-    if told := "; ".join(f"{', '.join(names)} {often}" for often, names in waiting.items()):
+    if libraries := "; ".join(f"{', '.join(names)} {waits}" for waits, names in waiting.items()):
         opening = "Some libraries make the host wait for the device, whatever loop is around them"
-        yield f"{opening}; their rows include that time: {told}."
+        yield f"{opening}; their rows include that time: {libraries}."
     if suite.quick or suite.job.eval == "none":
         yield "Quality was not measured."
         return
@@ -313,7 +309,7 @@ def _measuring(suite: Suite, done: Sequence[Record]) -> Iterator[str]:
     yield "Perplexity is exp of the loss; bits per byte divide it by the text's bytes and ln 2."
 
 
-def _observing(suite: Suite, span: str) -> Iterator[str]:
+def _observation(suite: Suite, span: str) -> Iterator[str]:
     yield (
         f"Speed is taken over the steps{span} after the first {suite.job.timing.warmup_steps}, from the end of an "
         "update to the end of the next; pauses in which the script evaluated or saved do not count."
@@ -329,13 +325,13 @@ def _observing(suite: Suite, span: str) -> Iterator[str]:
     )
 
 
-def _meters(suite: Suite, ranking: Ranking, done: Sequence[Record]) -> Iterator[str]:
-    """How the GPUs were watched, or why not; nothing of records that are older than the meters."""
+def _meters(suite: Suite, ranking: Ranking, completed: Sequence[Record]) -> Iterator[str]:
+    """How the GPUs were watched, or why not; nothing for records that are older than the meters."""
     if not any(row.gpu for row in ranking.rows):
         main = "; peak memory is main memory" if suite.device == "cpu" else ""
-        yield from (f"No GPU meters: {problem}{main}." for problem in meter_problems(done))
-        if any(isinstance(r.outcome, Completed) and r.outcome.measurement.cpu_seconds for r in done):
-            yield f"{metrics.CPU_STATE_RULE} {_BUSY}"
+        yield from (f"No GPU meters: {problem}{main}." for problem in meter_problems(completed))
+        if any(isinstance(r.outcome, Completed) and r.outcome.measurement.cpu_seconds for r in completed):
+            yield f"{metrics.CPU_STATE_RULE} {_BUSY_RULE}"
         return
     settings = suite.meters
     yield (
@@ -343,7 +339,7 @@ def _meters(suite: Suite, ranking: Ranking, done: Sequence[Record]) -> Iterator[
         f"and all else every {settings.interval_seconds:g} s. A trial begins once their memory is back where it "
         f"was before the first one, or after {settings.settle_seconds:g} s."
     )
-    yield f"State of the GPUs: {metrics.GPU_STATE_RULE} {_SPOILED}"
+    yield f"State of the GPUs: {metrics.GPU_STATE_RULE} {_SPOILED_RULE}"
     yield metrics.ENERGY_RULE
     rows = [row.gpu for row in ranking.rows if row.gpu and row.gpu.arithmetic.model_flops_per_token]
     sheets = {name: source(name) for gpu in rows for name in gpu.names}
@@ -359,7 +355,7 @@ def meter_problems(records: Sequence[Record]) -> list[str]:
 
 
 def cleaning_lines(facts: Mapping[str, Any]) -> list[str]:
-    """What environment.json's `data` says of cleaning, for a report; nothing of runs that are older than it."""
+    """What cleaning did to the text, from environment.json's `data`; empty for runs without these facts."""
     if "documents_in" not in facts or not facts["documents_in"]:
         return []
     removed, changed = (

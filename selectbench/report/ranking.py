@@ -13,7 +13,7 @@ from selectbench.analysis.summary import mean
 from selectbench.report import document as doc
 from selectbench.suite.command import CERTIFIED
 from selectbench.suite.metrics import LESS_IS_BETTER, METRICS, SECONDS_TO_LOSS, Report, columns_of
-from selectbench.text import first_line, listed, one_line
+from selectbench.text import first_line, listed, one_line, some
 
 _UNCLEAN_NOTE = (
     doc.UNCLEAN_MARK + ": every trial that the figure comes from was {}; it is shown, and compared with nothing"
@@ -471,8 +471,7 @@ def _distinct(lists: Iterable[list[str]]) -> list[str]:
 
 def _listed_names(rows: Sequence[Row]) -> str:
     names = [one_line(row.option) for row in rows]
-    more = len(names) - _MOST_NAMES
-    return listed(names) if more <= 0 else f"{', '.join(names[:_MOST_NAMES])} and {more} more"
+    return listed(names) if len(names) <= _MOST_NAMES else some(names, _MOST_NAMES)
 
 
 def _field_words(entry: str) -> str:

@@ -70,7 +70,7 @@ def report(
         ("text", "The text"): evidence.cleaning_lines(environment.get("data") or {}),
         ("lanes", "Side by side"): lane_lines(ranking.lanes, ranking.objective),
         ("nodes", "Nodes"): node_lines(ranking.nodes),
-        ("method", "How it was measured"): evidence.method(suite, ranking, records, environment, unchecked),
+        ("method", "How it was measured"): evidence.method_lines(suite, ranking, records, environment, unchecked),
     }
     where = doc.table("Where it ran", ("what", "value"), (), _flat_pairs(environment))
     shortened = report_ranking.page_names(ranking)[1] if medium == "page" else ""
@@ -83,7 +83,7 @@ def report(
         *_score_section(ranking, completed),
         *_reference_section(ranking),
         *_inspection_section(ranking, completed),
-        *evidence.kept_models(suite, records),
+        *evidence.model_section(suite, records),
         *_factor_section(ranking),
         *_search_section(ranking),
         *_to_loss_section(ranking),

@@ -25,7 +25,7 @@ from selectbench.planning.plan import CANNOT_START, Plan, PlannedOption
 from selectbench.record.environment import Calibration
 from selectbench.record.run_folder import PastRun
 from selectbench.report import document as doc
-from selectbench.report.evidence import choice_text, cleaning_lines
+from selectbench.report.evidence import cleaning_lines, machine_choice_text
 from selectbench.suite.command import ALONE, CommandChoices, Where, arguments
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite, besides_the_rate
@@ -35,21 +35,21 @@ if TYPE_CHECKING:
     from selectbench.data.prepared import Look, Prepared
 
 _NAME_MOST = 40
-_INTERVAL_FROM = 100
+_WIDE_FROM = 100
 """Columns of a terminal from which a ratio has its interval, and names and remarks have more room."""
-_FIRST = 4
-"""Room for two digits of rank and a space to each side: ten rows show the columns that nine show."""
-_STYLES: Mapping[doc.RowKind, str] = {
+_RANK_WIDTH = 4
+"""Room for a rank of two digits and a space at each side, so that ten rows have the same columns as nine."""
+_ROW_STYLES: Mapping[doc.RowKind, str] = {
     "first": "bold green", "failed": "red", "barred": "yellow", "reference": "italic",
     "better": "green", "worse": "bold red", "undecided": "yellow",
 }  # fmt: skip
-_BAR = 40
+_BAR_WIDTH = 40
 _ANSWER_MOST = 150
 _LINE_MOST = 1000
 _MOST_DIFFERENCES = 25
-_GATE_KINDS: Mapping[str, doc.RowKind] = {"regression": "worse", "inconclusive": "undecided", "pass": "better"}
-"""Of each verdict, the worst first."""
-_MEANS = (
+_VERDICT_KINDS: Mapping[str, doc.RowKind] = {"regression": "worse", "inconclusive": "undecided", "pass": "better"}
+"""The kind of row by verdict, the worst first."""
+_COMPARISON_NOTE = (
     "Reference and run are geometric means over their common seeds: their ratio is the change, with the 95 % "
     "interval of that change by itself; verdicts hold for all tested changes together. Better or worse needs a p "
     "of at most 5 %, adjusted by Holm for all tested changes, and a change above the metric's threshold. What "
@@ -58,49 +58,49 @@ _MEANS = (
 
 
 class HarmlessConsole(Console):
-    """Whatever is printed, a terminal obeys nothing of it but the styles that are ours."""
+    """A console that prints no control characters of the text given to it: a terminal obeys our styles alone."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """As its parent does."""
+        """The segments of `Console.render`, without control characters in their text."""
         for segment in super().render(renderable, options):
             is_ours = segment.control or segment.text.isprintable()
             yield segment if is_ours else segment._replace(text=clean(segment.text))
 
 
-def _say(console: Console, lines: Iterable[str], style: str = "", most: int = _LINE_MOST) -> None:
+def _print(console: Console, lines: Iterable[str], style: str = "", most: int = _LINE_MOST) -> None:
     for line in lines:
         console.print(Text(line if len(line) <= most else visible(line, most), style=style))
 
 
 def print_document(console: Console, document: doc.Document) -> None:
-    """Title, all blocks, and the answer last, where the eye ends; a section's heading is not shown."""
+    """Prints the title, all blocks and, last, the answer; headings of sections are not shown."""
     title = [document.title, document.question] if document.question else [document.title]
-    _say(console, [": ".join(map(one_line, title))], "bold")
+    _print(console, [": ".join(map(one_line, title))], "bold")
     style = ""
     for block in (*document.opening, *(block for section in document.sections for block in section.blocks)):
         if isinstance(block, doc.Table):
             style = "dim"  # what comes after a table is about it
-            console.print(_rich(block, console.width))
-            _say(console, filter(None, [_labels_of(block, console.width)[1]]), style)
+            console.print(_rich_table(block, console.width))
+            _print(console, filter(None, [_row_labels(block, console.width)[1]]), style)
         elif isinstance(block, doc.Listing):
             opening = "warning: " if block.is_warning else ""
-            _say(console, [opening + _plain(item) for item in block.items], "yellow" if opening else style)
+            _print(console, [opening + _plain_text(item) for item in block.items], "yellow" if opening else style)
         elif isinstance(block, doc.Paragraph):
-            _say(console, [_plain(block.text)], "bold" if block.is_strong else style)
+            _print(console, [_plain_text(block.text)], "bold" if block.is_strong else style)
     console.print()
-    _say(console, [one_line(document.answer)], "bold", most=20 * _LINE_MOST)  # it is cut in a hostile run alone
+    _print(console, [one_line(document.answer)], "bold", most=20 * _LINE_MOST)  # it is cut in a hostile run alone
 
 
-def _plain(text: doc.Text) -> str:
+def _plain_text(text: doc.Text) -> str:
     parts = [text] if isinstance(text, str) else [part if isinstance(part, str) else part.text for part in text]
     return one_line("".join(parts))
 
 
-def _rich(table: doc.Table, width: int) -> RichTable:
-    """For a terminal of this width. Cells wrap, but not figures of a table that may drop columns."""
+def _rich_table(table: doc.Table, width: int) -> RichTable:
+    """A table for a terminal of `width` columns. Cells wrap, except figures of a table that may drop columns."""
     drops = any(column.droppable for column in table.columns)
-    short, is_brief = _labels_of(table, width)[0], drops and width < _INTERVAL_FROM
-    cells = [[_cell(cell, column, is_brief, short) for cell, column in zip(row, table.columns, strict=True)]
+    short, is_brief = _row_labels(table, width)[0], drops and width < _WIDE_FROM
+    cells = [[_cell_text(cell, column, is_brief, short) for cell, column in zip(row, table.columns, strict=True)]
              for row in table.rows]  # fmt: skip
     rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     places = _columns_that_fit(table.columns, cells, width) if drops else range(len(table.columns))
@@ -111,49 +111,49 @@ def _rich(table: doc.Table, width: int) -> RichTable:
             overflow="ellipsis" if is_unbroken else "fold", min_width=6 if column.names_row else None,
         )  # fmt: skip
     for row, kind in zip_longest(cells, table.kinds):
-        rich.add_row(*(Text(row[place]) for place in places), style=_STYLES.get(kind, ""))
+        rich.add_row(*(Text(row[place]) for place in places), style=_ROW_STYLES.get(kind, ""))
     return rich
 
 
-def _labels_of(table: doc.Table, width: int) -> tuple[dict[str, str], str]:
+def _row_labels(table: doc.Table, width: int) -> tuple[dict[str, str], str]:
     place = next((number for number, column in enumerate(table.columns) if column.names_row), None)
-    names = [] if place is None else [doc.value_text(_bare(row[place])) for row in table.rows]
-    return doc.labels(names, _name_room(width >= _INTERVAL_FROM), _NAME_MOST)
+    names = [] if place is None else [doc.value_text(_bare_value(row[place])) for row in table.rows]
+    return doc.labels(names, _name_room(width >= _WIDE_FROM), _NAME_MOST)
 
 
 def _name_room(wide: bool) -> int:
     return 24 if wide else 18
 
 
-def _bare(cell: doc.Cell) -> doc.Value:
+def _bare_value(cell: doc.Cell) -> doc.Value:
     return cell.value if isinstance(cell, doc.Stack) else cell
 
 
-def _cell(cell: doc.Cell, column: doc.Column, is_brief: bool, short: Mapping[str, str]) -> str:
-    value = _bare(cell)
+def _cell_text(cell: doc.Cell, column: doc.Column, is_brief: bool, short: Mapping[str, str]) -> str:
+    value = _bare_value(cell)
     if isinstance(value, doc.Ratio) and is_brief:
         return value.texts(is_short=True)[0]
     return short[doc.value_text(value)] if column.names_row else doc.value_text(value)
 
 
 def _columns_that_fit(columns: Sequence[doc.Column], cells: Sequence[Sequence[str]], width: int) -> list[int]:
-    """Places of the columns to show: of those that may be dropped as many as there is room for, in their order."""
-    wide = width >= _INTERVAL_FROM
-    needs = [_width(column, [row[place] for row in cells], wide) for place, column in enumerate(columns)]
-    needs[0] = max(needs[0], _FIRST)
-    left = width - sum(need for need, column in zip(needs, columns, strict=True) if not column.droppable)
+    """Indices of the columns to show: of those that may be dropped the first ones, as many as there is room for."""
+    wide = width >= _WIDE_FROM
+    widths = [_column_width(column, [row[place] for row in cells], wide) for place, column in enumerate(columns)]
+    widths[0] = max(widths[0], _RANK_WIDTH)
+    room = width - sum(used for used, column in zip(widths, columns, strict=True) if not column.droppable)
     places, has_room = [], True
     for place, column in enumerate(columns):
         if column.droppable:
-            left -= needs[place]
-            has_room = has_room and left >= 0
+            room -= widths[place]
+            has_room = has_room and room >= 0
         if has_room or not column.droppable:
             places.append(place)
     return places
 
 
-def _width(column: doc.Column, cells: Sequence[str], wide: bool) -> int:
-    """Of a column with the space beside it; long names and remarks wrap, so that they need no more than a part."""
+def _column_width(column: doc.Column, cells: Sequence[str], wide: bool) -> int:
+    """A column's width in characters, with the space beside it; of long names and remarks, which wrap, a part."""
     longest = max(map(len, (column.heading, *cells)))
     if column.names_row:
         return max(8, 2 + min(_name_room(wide), longest))
@@ -165,7 +165,7 @@ def _width(column: doc.Column, cells: Sequence[str], wide: bool) -> int:
 # What would run: a plan, and what the suite leaves open.
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
+def _sum_of_known(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
 
@@ -174,13 +174,13 @@ def plan_as_json(
     plan: Plan, estimate: Estimate | None, costs: Sequence[StageCost] = (), notes: Sequence[str] = (),
     slurm: tuple[Sequence[str], str] = ((), ""),
 ) -> str:  # fmt: skip
-    """The plan for other programs; `slurm`: what it is for Slurm, and the script."""
+    """The plan as JSON; `slurm`: lines on how it runs under Slurm, and the script."""
     content: dict[str, Any] = {
         "suite": plan.suite.name, "profile": plan.suite.profile, "device": plan.suite.device,
         "baseline": plan.suite.baseline, "parameters": plan.parameters, "tokens_per_trial": plan.tokens,
         "epochs": plan.epochs, "tuned": list(plan.suite.tune.parameters) if plan.suite.tune else [],
-        "machine_choices": [one.model_dump(mode="json") for one in plan.suite.left_open.machine_choices],
-        "expected_seconds": _sum([cost.seconds for cost in costs]),
+        "machine_choices": [choice.model_dump(mode="json") for choice in plan.suite.left_open.machine_choices],
+        "expected_seconds": _sum_of_known([cost.seconds for cost in costs]),
         "stages": [asdict(cost) for cost in costs],
         "own_code_sha256": plan.own_code_sha256, "warnings": plan.warnings,
         "notes": list(notes), "saved_bytes": plan.saved_bytes, "lanes": plan.lanes, "nodes": plan.nodes,
@@ -197,13 +197,13 @@ def _option_as_json(plan: Plan, planned: PlannedOption, estimate: Estimate | Non
     option, size = planned.option, planned.size
     first = {"option": option.name, "differs_in": option.differs_in}
     steps = planned.gradient_accumulation_steps
-    cut = {"gradient_accumulation_steps": steps, "world_size": planned.world_size}
+    layout = {"gradient_accumulation_steps": steps, "world_size": planned.world_size}
     last = {
         "python": option.choices.python, "unsupported": planned.unsupported,
         "expected_seconds_per_trial": estimate.seconds.get(option.name) if estimate else None,
     }  # fmt: skip
     if plan.suite.command is not None:
-        return {**first, **cut, **last, "arguments": _typed(plan, planned)}
+        return {**first, **layout, **last, "arguments": _command(plan, planned)}
     job, choices = plan.suite.job_of(option), option.built
     return {
         **first, "optimizer": choices.optimizer.model_dump(mode="json"),
@@ -211,7 +211,7 @@ def _option_as_json(plan: Plan, planned: PlannedOption, estimate: Estimate | Non
         "warmup_steps": job.lr_schedule.warmup_steps, "precision": choices.precision.name,
         "micro_batch_size": choices.micro_batch_size, "expected_peak_memory_bytes": planned.peak_bytes,
         "parameters": planned.parameters, "vocab_size": size and size.vocab_size,
-        "tokenizer_entries": planned.entries, "embedding_parameters": size and size.embeddings, **cut,
+        "tokenizer_entries": planned.entries, "embedding_parameters": size and size.embeddings, **layout,
         "strategy": choices.strategy.model_dump(mode="json"), "framework": choices.framework.name, **last,
     }  # fmt: skip
 
@@ -220,26 +220,26 @@ def plan_document(
     plan: Plan, estimate: Estimate | None, notes: Sequence[str], costs: Sequence[StageCost] = (),
     slurm: Sequence[str] = (),
 ) -> doc.Document:  # fmt: skip
-    """What would run; first why it can't. `slurm`: what it is for Slurm."""
-    barred = [line for line in notes if line.startswith(CANNOT_START)]
+    """What would run, and first why it can't. `slurm`: lines on how it runs under Slurm."""
+    obstacles = [line for line in notes if line.startswith(CANNOT_START)]
     *stages, answer = _cost_lines(plan, estimate, costs)
     unsupported = [f"{o.option.name}: unsupported: {o.unsupported}" for o in plan.options if o.unsupported]
-    more = [*unsupported, *_settings_lines(plan.suite), *stages, *slurm]
-    told = [*plan.warnings, *(line for line in notes if line not in barred)]
+    details = [*unsupported, *_settings_lines(plan.suite), *stages, *slurm]
+    warnings = [*plan.warnings, *(line for line in notes if line not in obstacles)]
     return doc.Document(
-        plan.suite.name, doc.warnings(told), plan.suite.question, answer, is_decided=not barred,
-        opening=(doc.Listing(barred, is_warning=True), doc.Listing(list(_plan_lines(plan))),
-                 _plan_table(plan, estimate), doc.Listing(more)),
+        plan.suite.name, doc.warnings(warnings), plan.suite.question, answer, is_decided=not obstacles,
+        opening=(doc.Listing(obstacles, is_warning=True), doc.Listing(list(_plan_lines(plan))),
+                 _plan_table(plan, estimate), doc.Listing(details)),
     )  # fmt: skip
 
 
 def _plan_lines(plan: Plan) -> Iterator[str]:
-    """The job, what decides, what the machine chose, and what options have of their own."""
+    """The job, what decides, what the machine chose, what is kept and what is tuned."""
     suite = plan.suite
     profile = f", profile {suite.profile}" if suite.profile else ""
     yield f"device {suite.device}{profile}; baseline {suite.baseline}; seeds {', '.join(map(str, suite.seeds))}"
     if suite.command is not None:
-        yield f"command of {suite.baseline}, seed {suite.seeds[0]}: {_typed(plan, plan.planned(suite.baseline))}"
+        yield f"command of {suite.baseline}, seed {suite.seeds[0]}: {_command(plan, plan.planned(suite.baseline))}"
         end = "until it ends by itself" if suite.command.stop == "natural_end" else "and is stopped then"
         yield f"each trial: {suite.command.stops_after} steps, {end}, in {visible(suite.command.directory)}"
     else:
@@ -249,16 +249,16 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
         yield f"model: {_model_words(plan.planned(suite.baseline))}"
         tokens = f"{suite.built.seq_len} tokens = {units.count(plan.tokens)} tokens"
         yield f"each trial: {' or '.join(products)} sequences x {tokens}, {epochs} epochs"
-        if found := plan.targets.get(suite.baseline):
-            yield found[1]
-    held = " and ".join(suite.decide.constraints)
-    constraints = f", of the options that hold {held}" if held else ", without any constraint"
+        if targets := plan.targets.get(suite.baseline):
+            yield targets[1]
+    bounds = " and ".join(suite.decide.constraints)
+    constraints = f", of the options that hold {bounds}" if bounds else ", without any constraint"
     yield f"decided by {suite.decide.objective}{constraints}"
     if plan.lane_words:
         yield f"trials run side by side on {plan.lane_words}, whole rounds on each"
     if suite.screen:
         yield f"screened first: an option takes part where it holds {' and '.join(suite.screen)}"
-    yield from map(choice_text, suite.left_open.machine_choices)
+    yield from map(machine_choice_text, suite.left_open.machine_choices)
     if suite.saved_seeds:
         of = "every trial" if suite.save == "all" else f"seed {suite.seeds[0]}"
         yield f"trained models are kept of {of}: {units.size(plan.saved_bytes)} in the run's folder"
@@ -266,7 +266,7 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
         yield f"tuned for each option first: {', '.join(suite.tune.parameters)}"
 
 
-def _typed(plan: Plan, planned: PlannedOption) -> str:
+def _command(plan: Plan, planned: PlannedOption) -> str:
     job, choices = plan.suite.command, planned.option.choices
     assert job is not None
     assert isinstance(choices, CommandChoices)
@@ -279,7 +279,7 @@ def _model_words(planned: PlannedOption) -> str:
     size, parameters = planned.size, planned.parameters
     if size is None or parameters is None:
         return f"{units.count(parameters)} parameters"
-    about = "about " if parameters == size.parameters else ""  # of a configuration of others
+    about = "about " if parameters == size.parameters else ""  # a foreign configuration: without biases and norms
     inside = units.whole_percent(size.embeddings / max(1, size.parameters))
     return f"{about}{units.count(parameters)} parameters, {inside} in embeddings of {size.vocab_size:,} tokens"
 
@@ -287,12 +287,12 @@ def _model_words(planned: PlannedOption) -> str:
 def _plan_table(plan: Plan, estimate: Estimate | None) -> doc.Table:
     """A row for each option, with the columns of numbers in which some option has one."""
     seconds, rows = estimate.seconds if estimate else {}, []
-    for one in plan.options:
-        name, steps = one.option.name, one.gradient_accumulation_steps
+    for p in plan.options:
+        name, steps = p.option.name, p.gradient_accumulation_steps
         rows.append([
-            one_line(name, 80), one_line(", ".join(one.option.differs_in) or "(baseline)", 80), _layout(one),
-            units.count(one.option.choices.micro_batch_size), units.DASH if steps is None else f"x {steps}",
-            units.size(one.peak_bytes), "unsupported" if one.unsupported else units.duration(seconds.get(name)),
+            one_line(name, 80), one_line(", ".join(p.option.differs_in) or "(baseline)", 80), _layout(p),
+            units.count(p.option.choices.micro_batch_size), units.DASH if steps is None else f"x {steps}",
+            units.size(p.peak_bytes), "unsupported" if p.unsupported else units.duration(seconds.get(name)),
         ])  # fmt: skip
     heads = ("option", "differs in", "runs as", "micro-batch", "accumulation", "memory", "per trial")
     known = [n for n, _ in enumerate(heads) if n < 3 or any(row[n] != units.DASH for row in rows)]
@@ -300,12 +300,12 @@ def _plan_table(plan: Plan, estimate: Estimate | None) -> doc.Table:
         doc.Column(heads[n], "left" if n < 3 else "right", names_row=n == 0, droppable=heads[n] == "accumulation")
         for n in known
     ]
-    kinds: list[doc.RowKind] = ["failed" if one.unsupported else "" for one in plan.options]
+    kinds: list[doc.RowKind] = ["failed" if p.unsupported else "" for p in plan.options]
     return doc.Table(columns, [[row[n] for n in known] for row in rows], "Options", kinds=kinds)
 
 
 def _settings_lines(suite: Suite) -> Iterator[str]:
-    """What classes of optimizers choose, or the suite for them, besides their learning rate."""
+    """For each optimizer of another class than the baseline's, what differs besides the learning rate."""
     base = suite.option(suite.baseline).choices
     for option in suite.options:
         if settings := besides_the_rate(option.choices, base):
@@ -323,14 +323,14 @@ def _layout(planned: PlannedOption) -> str:
 
 
 def _cost_lines(plan: Plan, estimate: Estimate | None, costs: Sequence[StageCost]) -> Iterator[str]:
-    """A line for each stage where there are several, and one for all."""
+    """A line for each stage where there are several, notes on what may be added, and a last line for all stages."""
     for cost in costs if len(costs) > 1 else ():
-        yield f"{cost.title}: {', '.join(_cost([cost]))}"
+        yield f"{cost.title}: {', '.join(_cost_words([cost]))}"
     if any(cost.title == "screening" for cost in costs):
         yield "an option that misses a bound is tried once more; one that misses it twice takes no part afterwards"
     if plan.suite.tune is not None and len(plan.suite.tune.parameters) == 1:
         yield f"at most {EXTENSIONS} trials more of each option where a best setting lies on an edge"
-    trials, *amounts = _cost(costs)
+    trials, *amounts = _cost_words(costs)
     if estimate is None or any(cost.seconds is None for cost in costs):
         yield f"{trials} to run; the first round will show how long they take"
         return
@@ -339,19 +339,19 @@ def _cost_lines(plan: Plan, estimate: Estimate | None, costs: Sequence[StageCost
     yield f"{', '.join([f'{trials} to run', *amounts])} in all ({source})"
 
 
-def _cost(costs: Sequence[StageCost]) -> list[str]:
-    """Trials, time and money, as far as they are known."""
-    trials, seconds = sum(cost.trials for cost in costs), _sum([cost.seconds for cost in costs])
+def _cost_words(costs: Sequence[StageCost]) -> list[str]:
+    """Trials, time and cost of stages, as far as they are known."""
+    trials, seconds = sum(cost.trials for cost in costs), _sum_of_known([cost.seconds for cost in costs])
     parts = [f"{trials} trial{'s'[: trials != 1]}"]
     parts += [f"about {units.duration(seconds)}"] if seconds is not None else []
-    return [*parts, units.usd(usd)] if (usd := _sum([cost.usd for cost in costs])) is not None else parts
+    return [*parts, units.usd(usd)] if (usd := _sum_of_known([cost.usd for cost in costs])) is not None else parts
 
 
 # Prepared data: what was read, kept and removed.
 
 
 def data_as_json(prepared_data: Sequence[tuple[Prepared, list[str], Look]]) -> str:
-    """For other programs: data, the options that use it, samples of it."""
+    """Prepared data as JSON: facts, the options that use it, samples of it."""
     content = [
         {**prepared.facts(), "options": options, "training_samples": look.training_samples,
          "heldout_samples": look.heldout_samples, "sha256": look.sha256}
@@ -362,26 +362,26 @@ def data_as_json(prepared_data: Sequence[tuple[Prepared, list[str], Look]]) -> s
 
 
 def print_data(console: Console, prepared_data: Sequence[tuple[Prepared, list[str], Look]]) -> None:
-    """Each distinct preparation; most suites have one."""
+    """Prints each distinct preparation; most suites have one."""
 
-    def headed(heading: str, text: str) -> None:
+    def print_sample(heading: str, text: str) -> None:
         console.print(Text(heading, style="bold") + Text(one_line(text, 300), style="dim"))
 
     for prepared, options, look in prepared_data:
         if len(prepared_data) > 1:
-            _say(console, [f"{one_line(', '.join(options), 200)}:"], "bold")
-        told = [f"  {look.targets[1]}"] if look.targets else []
-        told += _histogram(prepared.document_sizes)
-        _say(console, [*cleaning_lines(prepared.facts()), *_tokens(prepared), *told])
+            _print(console, [f"{one_line(', '.join(options), 200)}:"], "bold")
+        target_lines = [f"  {look.targets[1]}"] if look.targets else []
+        target_lines += _histogram_lines(prepared.document_sizes)
+        _print(console, [*cleaning_lines(prepared.facts()), *_token_lines(prepared), *target_lines])
         for name, samples in (("training", look.training_samples), ("held out", look.heldout_samples)):
             for sample in samples:
-                headed(f"{name}: ", sample)
+                print_sample(f"{name}: ", sample)
         digests = [f"sha256 of {name}: {digest}" for name, digest in look.sha256.items()]
         for line in (*digests, f"in {prepared.folder}"):
             console.print(Text(line, style="dim"), soft_wrap=True)
 
 
-def _tokens(prepared: Prepared) -> Iterator[str]:
+def _token_lines(prepared: Prepared) -> Iterator[str]:
     parts = f"{prepared.train_tokens:,} to train on, {prepared.heldout_tokens:,} held out"
     yield f"tokens: {parts}; vocabulary of {prepared.vocab_size:,}"
     if prepared.has_text and prepared.train_tokens:
@@ -393,28 +393,28 @@ def _tokens(prepared: Prepared) -> Iterator[str]:
         yield f"  held-out blocks taken out, as they are in the training tokens: {prepared.removed_lines:,}"
 
 
-def _histogram(sizes: Sequence[int]) -> Iterator[str]:
+def _histogram_lines(sizes: Sequence[int]) -> Iterator[str]:
     powers = [power for power, count in enumerate(sizes) if count]
     if powers:
         yield "size of the documents that were kept:"
         for power in range(powers[0], powers[-1] + 1):
-            bar = "#" * round(_BAR * sizes[power] / max(sizes))
-            yield f"  below {units.size(2.0**power):>9}  {bar:<{_BAR}} {sizes[power]:,}"
+            bar = "#" * round(_BAR_WIDTH * sizes[power] / max(sizes))
+            yield f"  below {units.size(2.0**power):>9}  {bar:<{_BAR_WIDTH}} {sizes[power]:,}"
 
 
 # Past runs, and measured rates.
 
 
 def print_runs(console: Console, runs: Sequence[PastRun], results: Path) -> None:
-    """Each run's folder in one unbroken line, as the other commands take it, then what it was and said."""
+    """Prints each run's folder in one unbroken line, as other commands take it, then its facts and its answer."""
     if not runs:
         console.print(f"{results}: no runs yet", markup=False, soft_wrap=True)
     for run in runs:
         console.print(Text(one_line(run.folder, 1000), style="bold"), soft_wrap=True)
         trials = None if run.trials_done is None else f"{run.trials_done} of {run.trials_planned} trials"
         facts = [run.suite, run.started_at, run.hardware, trials]
-        _say(console, [f"  {', '.join(one_line(fact, 60) for fact in facts if fact)}"], "dim")
-        _say(console, [f"  {one_line(run.note or run.answer or 'no ranking yet', _ANSWER_MOST)}"])
+        _print(console, [f"  {', '.join(one_line(fact, 60) for fact in facts if fact)}"], "dim")
+        _print(console, [f"  {one_line(run.note or run.answer or 'no ranking yet', _ANSWER_MOST)}"])
 
 
 def calibration_table(calibrations: Sequence[tuple[Calibration, bool]]) -> RichTable:
@@ -435,34 +435,34 @@ def calibration_table(calibrations: Sequence[tuple[Calibration, bool]]) -> RichT
 
 
 def observed_table(lines: Sequence[tuple[str, str]]) -> RichTable:
-    """What was seen of a training command, name and words."""
-    seen = RichTable(title="Seen of the command", title_justify="left", box=None, pad_edge=False, show_header=False)
-    for name, told in lines:
-        seen.add_row(Text(name), Text(one_line(told)))
-    return seen
+    """What was observed of a training command; `lines`: pairs of a name and words."""
+    rows = RichTable(title="Seen of the command", title_justify="left", box=None, pad_edge=False, show_header=False)
+    for name, words in lines:
+        rows.add_row(Text(name), Text(one_line(words)))
+    return rows
 
 
 # Runs against each other: `compare` with every change, `gate` with its verdict.
 
 
 def compared_document(compared: Compared) -> doc.Document:
-    """The differences around the runs, the table, what makes it doubtful, and a line that sums it up."""
-    blocks = (doc.Listing(_around(compared)), _changes(compared), doc.Paragraph(_MEANS))
+    """What else differs between the runs, the table of changes, warnings, and a summary in one line."""
+    blocks = (doc.Listing(_difference_lines(compared)), _change_table(compared), doc.Paragraph(_COMPARISON_NOTE))
     title = f"{one_line(compared.run)} against {one_line(compared.reference)}"
     return doc.Document(
-        title, doc.warnings(compared.notes), answer=_summary(compared), is_decided=True, opening=blocks
+        title, doc.warnings(compared.notes), answer=_summary_sentence(compared), is_decided=True, opening=blocks
     )
 
 
-def _around(compared: Compared) -> list[str]:
+def _difference_lines(compared: Compared) -> list[str]:
     lines = []
-    for name, found in (("suite", compared.suite), ("environment", compared.environment)):
-        lines += [f"{name}: nothing differs"] if not found else []
-        for differing in found[:_MOST_DIFFERENCES]:
-            values = (differing.reference, differing.run)
+    for name, differences in (("suite", compared.suite), ("environment", compared.environment)):
+        lines += [f"{name}: nothing differs"] if not differences else []
+        for difference in differences[:_MOST_DIFFERENCES]:
+            values = (difference.reference, difference.run)
             before, after = (units.DASH if value is None else one_line(value, 120) for value in values)
-            lines.append(f"{name}: {one_line(differing.path)}: {before} -> {after}")
-        more = len(found) - _MOST_DIFFERENCES
+            lines.append(f"{name}: {one_line(difference.path)}: {before} -> {after}")
+        more = len(differences) - _MOST_DIFFERENCES
         lines += [f"{name}: and {more} more"] if more > 0 else []
     for name, why in compared.lost.items():
         lines.append(f"lost: {one_line(name)} completed in the reference and not in the run ({why})")
@@ -470,62 +470,62 @@ def _around(compared: Compared) -> list[str]:
     return [*lines, *(f"{words}: {one_line(', '.join(names))}" for words, names in only.items() if names)]
 
 
-def _changes(compared: Compared) -> doc.Table:
+def _change_table(compared: Compared) -> doc.Table:
     heads = ("option", "metric", "reference", "run", "change", "verdict", "seeds")
     columns = [doc.Column(head, "left" if head in ("option", "metric", "verdict") else "right") for head in heads]
     kinds: list[doc.RowKind] = ["" if c.decision == "no_difference" else c.decision for c in compared.changes]
     short = doc.labels(list({change.option: None for change in compared.changes}), _NAME_MOST)[0]
     rows: list[list[doc.Cell]] = [
         [short[one_line(c.option)], METRICS[c.metric].heading, doc.Figure(c.metric, c.reference),
-         doc.Figure(c.metric, c.run), _ratio(c), c.decision.replace("_", " ") if c.p_adjusted is not None
+         doc.Figure(c.metric, c.run), _change_ratio(c), c.decision.replace("_", " ") if c.p_adjusted is not None
          else "one seed, no spread" if c.seeds < 2 else "shown only", doc.Amount(c.seeds, units.count)]
         for c in compared.changes
     ]  # fmt: skip
     return doc.Table(columns, rows, "Every change", kinds=kinds)
 
 
-def _ratio(change: Change) -> doc.Ratio:
+def _change_ratio(change: Change) -> doc.Ratio:
     return doc.Ratio(change.ratio, change.low, change.high, change.metric, change.reference)
 
 
-def _summary(compared: Compared) -> str:
+def _summary_sentence(compared: Compared) -> str:
     """`2 worse, 1 better, 5 undecided of 12 tested changes`."""
     lost = [f"{one_line(name, 40)} ({why})" for name, why in compared.lost.items()]
-    gone = f"completed in the reference and not here: {', '.join(lost)}; " if lost else ""
+    lost_words = f"completed in the reference and not here: {', '.join(lost)}; " if lost else ""
     tested = [change for change in compared.changes if change.p_adjusted is not None]
     if not tested:
         why = "could be tested: one seed shows no spread" if compared.changes else ""
-        return f"{gone}nothing {why or 'to compare: no option has a figure in both runs'}."
-    counts = _counted([change.decision for change in tested], ("worse", "better", "undecided"))
+        return f"{lost_words}nothing {why or 'to compare: no option has a figure in both runs'}."
+    counts = _counts_text([change.decision for change in tested], ("worse", "better", "undecided"))
     worst = [
-        f"{one_line(c.option, 40)} {METRICS[c.metric].title} {doc.value_text(_ratio(c))}"
+        f"{one_line(c.option, 40)} {METRICS[c.metric].title} {doc.value_text(_change_ratio(c))}"
         for c in tested if c.decision == "worse"
     ]  # fmt: skip
-    more = f"; worse: {'; '.join(worst)}" if worst else ""
-    return f"{gone}{counts or 'no change that matters'} of {len(tested)} tested changes{more}"
+    worst_words = f"; worse: {'; '.join(worst)}" if worst else ""
+    return f"{lost_words}{counts or 'no change that matters'} of {len(tested)} tested changes{worst_words}"
 
 
-def _counted(verdicts: Sequence[str], order: Iterable[str]) -> str:
+def _counts_text(verdicts: Sequence[str], order: Iterable[str]) -> str:
     return ", ".join(f"{verdicts.count(kind)} {kind}" for kind in order if kind in verdicts)
 
 
 def gate_document(gate: Gate) -> doc.Document:
     """The checks, worst first, and the verdict."""
-    told = (
+    note = (
         "Intervals are 95 % for each check by itself. A limit holds or fails where that is shown for all checks "
         f"together (p adjusted by Holm, at {100 * gate.alpha:g}%)."
     )
     title = f"{one_line(gate.run)} against {one_line(gate.reference)}"
-    counts = _counted([check.verdict for check in gate.checks], _GATE_KINDS)
+    counts = _counts_text([check.verdict for check in gate.checks], _VERDICT_KINDS)
     return doc.Document(
         title, doc.warnings(gate.notes), answer=f"{gate.verdict}: {counts or 'no checks'}",
-        is_decided=gate.verdict != "inconclusive", opening=(_checks(gate), doc.Paragraph(told)),
+        is_decided=gate.verdict != "inconclusive", opening=(_check_table(gate), doc.Paragraph(note)),
     )  # fmt: skip
 
 
-def _checks(gate: Gate) -> doc.Table:
-    checks = sorted(gate.checks, key=lambda check: [*_GATE_KINDS].index(check.verdict))
+def _check_table(gate: Gate) -> doc.Table:
+    checks = sorted(gate.checks, key=lambda check: [*_VERDICT_KINDS].index(check.verdict))
     short = doc.labels(list({check.option: None for check in checks}), 60)[0]
     rows = ([short[one_line(c.option)], one_line(c.limit), c.verdict, one_line(c.detail, 200)] for c in checks)
-    every = doc.table("Every check", ("option", "limit", "verdict", "found"), (), rows)
-    return replace(every, kinds=[_GATE_KINDS[check.verdict] for check in checks])
+    table = doc.table("Every check", ("option", "limit", "verdict", "found"), (), rows)
+    return replace(table, kinds=[_VERDICT_KINDS[check.verdict] for check in checks])

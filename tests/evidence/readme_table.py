@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from selectbench.launch.publish import read_run
-from selectbench.report.files import table
+from selectbench.report.files import markdown_table
 from selectbench.report.ranking import ranking_table
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def section() -> str:
     return (
         f"`suites/precision.yaml`, profile {stored.suite.profile}, on {facts['cores_by_affinity']} cores of "
         f"{facts['cpu_model']}, torch {facts['libraries']['torch']} (`{folder}`):\n\n"
-        f"> {ranking.answer}\n\n{table(ranking_table(ranking, 'markdown'))}\n\n"
+        f"> {ranking.answer}\n\n{markdown_table(ranking_table(ranking, 'markdown'))}\n\n"
     )
 
 

@@ -32,8 +32,7 @@ from selectbench.report.document import (
     joined,
     value_text,
 )
-from selectbench.report.files import render_html, render_markdown
-from selectbench.report.files import table as markdown_table
+from selectbench.report.files import markdown_table, render_html, render_markdown
 from selectbench.report.sections import report
 from selectbench.report.terminal import print_document
 from selectbench.text import one_line

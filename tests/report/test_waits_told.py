@@ -5,7 +5,7 @@ from __future__ import annotations
 from made_records import make_failure, make_record, make_suite
 
 from selectbench.analysis.ranking import rank
-from selectbench.report.evidence import method
+from selectbench.report.evidence import method_lines
 
 OPTIONS = (
     ("plain", {}), ("lion", {"optimizer": {"name": "lion", "lr": 1e-4}}),
@@ -21,7 +21,7 @@ def told(device: str, *failed: str) -> str:
         make_failure(name, seed, "oom") if name in failed else make_record(name, seed)
         for name, _ in OPTIONS for seed in suite.seeds
     ]  # fmt: skip
-    return "\n".join(line for line in method(suite, rank(suite, records), records, {}) if "wait" in line)
+    return "\n".join(line for line in method_lines(suite, rank(suite, records), records, {}) if "wait" in line)
 
 
 def test_each_choice_by_how_often_it_waits():
