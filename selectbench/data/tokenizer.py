@@ -1,4 +1,4 @@
-"""Tokenizers: those that exist, those that are trained, and whether they can write the whole text."""
+"""Tokenizers: pretrained ones, trained ones, and whether they can encode the whole text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from selectbench.choices.model import AnyTokenizer, Bpe, Bytes, PretrainedTokenizer, Unigram, WordPiece
-from selectbench.data.reading import fetched
+from selectbench.data.reading import fetch_snapshot
 from selectbench.errors import UserError
 from selectbench.text import first_line
 
@@ -33,11 +33,11 @@ _FILES = (
     "tokenizer.model", "spiece.model", "added_tokens.json",
 )  # fmt: skip
 _SUFFIXES = (".json", ".txt", ".model", ".spm", ".bpe", ".tiktoken")
-"""Of all files that a tokenizer may be made of, config.json among them; weights have others."""
+"""Suffixes of all files from which a tokenizer is made, with config.json among them; weights have others."""
 
 
 def load_pretrained(spec: PretrainedTokenizer, specials: Sequence[str]) -> TextTokenizer:
-    """Raises UserError where it can't be had, is no fast tokenizer, or lacks a token that is needed."""
+    """Load a tokenizer. Raises UserError where it is unavailable, is not fast, or lacks a token that is needed."""
     fast = pretrained_tokenizer(spec)
     where = f"tokenizer.pretrained: {spec.pretrained}"
     backend = getattr(fast, "backend_tokenizer", None)
@@ -60,11 +60,11 @@ def load_pretrained(spec: PretrainedTokenizer, specials: Sequence[str]) -> TextT
     backend.no_truncation()
     backend.no_padding()
     special_ids = {name: int(number) for name, number in ids.items() if number is not None}
-    return TextTokenizer(backend, int(end), _unknown(fast, backend), special_ids)
+    return TextTokenizer(backend, int(end), _unknown_id(fast, backend), special_ids)
 
 
-def _unknown(fast: Any, backend: Tokenizer) -> int | None:
-    """The model's own; GPT-2 names its end of text as the unknown token too, though nothing is unknown to it."""
+def _unknown_id(fast: Any, backend: Tokenizer) -> int | None:
+    """Id of the unknown token; None: there is none, as for GPT-2, which names its end of text as unknown token."""
     number = fast.unk_token_id
     if number is None:
         model = json.loads(backend.to_str())["model"]
@@ -75,7 +75,7 @@ def _unknown(fast: Any, backend: Tokenizer) -> int | None:
 
 
 def pretrained_tokenizer(spec: PretrainedTokenizer) -> Any:
-    """As transformers loads it. Raises UserError where it can't be had."""
+    """The tokenizer as transformers loads it. Raises UserError where it is unavailable."""
     import transformers
 
     where, folder = f"tokenizer.pretrained: {spec.pretrained}", _folder(spec)
@@ -91,24 +91,24 @@ def pretrained_tokenizer(spec: PretrainedTokenizer) -> Any:
 
 
 def _folder(spec: PretrainedTokenizer) -> Path:
-    """Where its files lie; those of a hub id are fetched where they are not there."""
+    """The folder of its files; missing files of a hub id are downloaded. Raises UserError."""
     where, folder = f"tokenizer.pretrained: {spec.pretrained}", Path(spec.pretrained)
     if folder.is_dir():
         return folder
     if folder.is_absolute():
         raise UserError(f"{where}: there is no such folder")
     files = [f"*{suffix}" for suffix in (*_SUFFIXES, ".jinja")]
-    return fetched("tokenizer.pretrained", spec.pretrained, spec.revision, files)
+    return fetch_snapshot("tokenizer.pretrained", spec.pretrained, spec.revision, files)
 
 
 def pinned(spec: PretrainedTokenizer) -> PretrainedTokenizer:
-    """The same at the commit that a hub id means now, so that what its key names is loaded. Raises UserError."""
+    """The tokenizer at the hub's current commit, so that the key's content is loaded. Raises UserError."""
     folder = _folder(spec)
     return spec if folder == Path(spec.pretrained) else spec.model_copy(update={"revision": folder.name})
 
 
 def pretrained_key(spec: PretrainedTokenizer) -> str:
-    """Names the content of its files. Raises UserError where it can't be had."""
+    """A key of the content of its files. Raises UserError where it is unavailable."""
     folder = _folder(spec)
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
@@ -131,23 +131,23 @@ def pretrained_key(spec: PretrainedTokenizer) -> str:
 LONGEST_PIECE = 16
 """Characters, each of which stands for a byte."""
 LONGEST_UNIGRAM_WORD = 24
-"""Longer ones are counted in parts."""
+"""Most characters of a word; longer words are counted in parts."""
 MOST_PARTS = 50_000
 """Words and parts of words that count, the most frequent ones: memory grows with their stretches."""
 CANDIDATES_PER_PIECE = 10
 DECIMALS = 6
-"""Of log probabilities, by which pieces are numbered."""
+"""Decimals of log probabilities, by which pieces are ordered."""
 ABSENT = -20.0
 """Log probability of a byte that the text lacks, or that is rarer than one in ten million, which sentencepiece
 leaves out. It is in no longer piece, so that there is one way to write it, however likely it is."""
-_NO_PIECE = "\u2047"
-"""Sentencepiece insists on a piece for the unknown: this one is no byte's character, so no text can spell it."""
+_UNKNOWN_PIECE = "\u2047"
+"""Sentencepiece requires an unknown piece: this character stands for no byte, so no text can spell it."""
 
 Counted = Sequence[tuple[str, int]]
 
 
 def train_pieces(counted: Mapping[str, int], alphabet: Sequence[str], pieces: int) -> list[tuple[str, float]]:
-    """The alphabet and at most so many pieces besides, each with its log probability, the likeliest first.
+    """The alphabet and at most `pieces` further pieces, each with its log probability, the likeliest first.
 
     `counted`: words spelt in the alphabet, one character for each byte, with their numbers of occurrences.
     """
@@ -159,13 +159,13 @@ def train_pieces(counted: Mapping[str, int], alphabet: Sequence[str], pieces: in
         for character in text:
             single[character] += count
     candidates = [*sorted(single.items()), *_candidates(parts, CANDIDATES_PER_PIECE * pieces)]
-    trained = _trained(parts, candidates, len(single) + pieces)
+    trained = _train_with_sentencepiece(parts, candidates, len(single) + pieces)
     every_byte = {byte: trained.pop(byte, ABSENT) for byte in alphabet}
     return _likeliest_first([*every_byte.items(), *_likeliest_first(trained.items())[:pieces]])
 
 
 def _likeliest_first(scored: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
-    return sorted(scored, key=lambda one: (-one[1], one[0]))
+    return sorted(scored, key=lambda item: (-item[1], item[0]))
 
 
 def _parts(counted: Mapping[str, int]) -> Counted:
@@ -173,11 +173,11 @@ def _parts(counted: Mapping[str, int]) -> Counted:
     for word, count in counted.items():
         for start in range(0, len(word), LONGEST_UNIGRAM_WORD):
             parts[word[start : start + LONGEST_UNIGRAM_WORD]] += count
-    return heapq.nsmallest(MOST_PARTS, parts.items(), key=lambda one: (-one[1], one[0]))
+    return heapq.nsmallest(MOST_PARTS, parts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _candidates(parts: Counted, most: int) -> Iterator[tuple[str, int]]:
-    """The stretches that cover most of the text among those that occur more than once, with how much they cover."""
+    """The repeated substrings that cover most characters of the text, with the characters that they cover."""
     best: list[tuple[int, str]] = []
     for size in range(
         2, LONGEST_PIECE + 1
@@ -191,33 +191,33 @@ def _candidates(parts: Counted, most: int) -> Iterator[tuple[str, int]]:
     return ((piece, -covered) for covered, piece in best)
 
 
-def _trained(parts: Counted, candidates: Counted, pieces: int) -> dict[str, float]:
-    """At most so many pieces, all single characters of the words among them, with their log probabilities."""
+def _train_with_sentencepiece(parts: Counted, candidates: Counted, pieces: int) -> dict[str, float]:
+    """At most `pieces` pieces with their log probabilities, including all single characters of the words."""
     from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
-    # A text must stand there so often that it has a word for each candidate: what is expected less than half a time
-    # is left out, and of a text with fewer words that could be everything.
-    times = -(-len(candidates) // sum(count for _, count in parts))
+    # The text is repeated until it has a word for each candidate: pieces that are expected less than half a time
+    # are left out, and of a text with fewer words that could be all of them.
+    repeats = -(-len(candidates) // sum(count for _, count in parts))
     model = io.BytesIO()
-    with tempfile.TemporaryFile("w", encoding="utf-8") as listed:
-        listed.writelines(_lines(candidates))
-        listed.flush()
+    with tempfile.TemporaryFile("w", encoding="utf-8") as seeds:
+        seeds.writelines(_tsv_lines(candidates))
+        seeds.flush()
         SentencePieceTrainer.train(
             model_type="unigram", vocab_size=1 + pieces, hard_vocab_limit=False, num_threads=1, minloglevel=2,
-            sentence_iterator=_lines(parts, times), input_format="tsv", model_writer=model,
-            seed_sentencepieces_file=f"/proc/self/fd/{listed.fileno()}",  # it has no name to be left behind by
+            sentence_iterator=_tsv_lines(parts, repeats), input_format="tsv", model_writer=model,
+            seed_sentencepieces_file=f"/proc/self/fd/{seeds.fileno()}",  # without a name it can't be left behind
             max_sentencepiece_length=LONGEST_PIECE, character_coverage=1.0,
             # Words are spelt bytes, cut already: nothing in them is a blank, a digit or of a script.
             normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
             split_by_unicode_script=False, split_by_number=False,
-            unk_id=0, unk_piece=_NO_PIECE, bos_id=-1, eos_id=-1, pad_id=-1,
+            unk_id=0, unk_piece=_UNKNOWN_PIECE, bos_id=-1, eos_id=-1, pad_id=-1,
         )  # fmt: skip
     trained = SentencePieceProcessor(model_proto=model.getvalue())
     ids = range(1, trained.get_piece_size())
-    return {trained.id_to_piece(one): round(trained.get_score(one), DECIMALS) for one in ids}
+    return {trained.id_to_piece(i): round(trained.get_score(i), DECIMALS) for i in ids}
 
 
-def _lines(counted: Counted, times: int = 1) -> Iterator[str]:
+def _tsv_lines(counted: Counted, times: int = 1) -> Iterator[str]:
     return (f"{text}\t{count * times}\n" for text, count in counted)
 
 
@@ -229,22 +229,22 @@ LONGEST_WORD = 64
 MOST_WORDS = 50_000
 """Words that a unigram model is trained on, the most frequent ones."""
 STRETCH = 1 << 23
-"""Characters of which such words are counted at once."""
+"""Characters of text whose words are counted at once."""
 INSIDE = "\u2581"
 """Marks WordPiece's pieces inside of words; unlike BERT's ## it stands for no byte: no text can spell it."""
 
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """A tokenizer with what the data needs to know of it."""
+    """A tokenizer with the ids that preparing data needs."""
 
     backend: Tokenizer
     end_id: int
-    """Of the token that follows every document."""
+    """Id of the token that follows every document."""
     unknown_id: int | None
-    """Of the token that stands for what can't be encoded; None: there is none, everything can."""
+    """Id of the token for text that can't be encoded; None: everything can be."""
     special_ids: dict[str, int]
-    """Of `mask`, `pad` and the like, where it has them."""
+    """Ids of `mask`, `pad` and the like, where the tokenizer has them."""
 
     @cached_property
     def vocab_size(self) -> int:
@@ -256,27 +256,27 @@ def make_tokenizer(
     spec: AnyTokenizer, documents: Callable[[], Iterable[str]], specials: Sequence[str] = (),
     waiting: Callable[[], None] = lambda: None,
 ) -> TextTokenizer:  # fmt: skip
-    """`documents`: the training text, read where something is trained; `specials`: tokens that a task needs.
+    """Load or train the tokenizer of `spec`; `documents`: the training text; `specials`: tokens that a task needs.
 
     `waiting` is called many times a second while native code trains. The same text gives the same
-    tokenizer. Raises UserError where a pretrained one can't be had.
+    tokenizer. Raises UserError where a pretrained one is unavailable.
     """
     if isinstance(spec, PretrainedTokenizer):
         return load_pretrained(spec, specials)
-    named = [END_OF_TEXT, *(f"<|{name}|>" for name in specials)]
+    special_tokens = [END_OF_TEXT, *(f"<|{name}|>" for name in specials)]
     match spec:
         case Bytes():
             from tokenizers import models
 
-            vocabulary = {token: number for number, token in enumerate([*named, *_alphabet()])}
+            vocabulary = {token: number for number, token in enumerate([*special_tokens, *_alphabet()])}
             backend = _byte_level(models.BPE(vocab=vocabulary, merges=[]))
-            backend.add_special_tokens(named)
+            backend.add_special_tokens(special_tokens)
         case Unigram():
-            backend = _train_unigram(documents, spec.unigram, named, waiting)
+            backend = _train_unigram(documents, spec.unigram, special_tokens, waiting)
         case WordPiece():
-            backend = _train_wordpiece(documents(), spec.wordpiece, named, waiting)
+            backend = _train_wordpiece(documents(), spec.wordpiece, special_tokens, waiting)
         case Bpe():
-            backend = train_bpe(documents(), spec.bpe, named, waiting)
+            backend = train_bpe(documents(), spec.bpe, special_tokens, waiting)
         case _:
             raise AssertionError(spec)
     # A document may spell a special token out; that is text like any other, and decodes to itself.
@@ -286,7 +286,7 @@ def make_tokenizer(
 
 
 def _byte_level(model: Any) -> Tokenizer:
-    """Words as GPT-2 splits them, spelt with one character per byte: nothing is lost, nothing is unknown."""
+    """A tokenizer that splits words as GPT-2 does and spells them with one character per byte, so all are known."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
 
     tokenizer = Tokenizer(model)
@@ -324,7 +324,7 @@ def train_bpe(
 def _train_unigram(
     documents: Callable[[], Iterable[str]], vocab_size: int, specials: list[str], waiting: Callable[[], None]
 ) -> Tokenizer:
-    """The special tokens, which no stretch of a text can be, then bytes and pieces."""
+    """A unigram tokenizer: first the special tokens, which no text spells, then bytes and pieces."""
     from tokenizers import models
 
     alphabet, pieces = _alphabet(), list[tuple[str, float]]()
@@ -338,17 +338,17 @@ def _train_unigram(
 def _counted_words(documents: Iterable[str], waiting: Callable[[], None] = lambda: None) -> dict[str, int]:
     """The most frequent words of a text, spelt by bytes, with their numbers of occurrences.
 
-    Counted stretch by stretch, of each its own most frequent words: what is rare in all of them takes no memory, be
-    the text made of numbers, or of a script without blanks, where a whole clause is a word.
+    Words are counted stretch by stretch, and only each stretch's most frequent ones are stored: rare words take no
+    memory, even in a text of numbers, or in a script without blanks, where a whole clause is a word.
     """
     counts: Counter[str] = Counter()
     for texts in batches(documents, STRETCH):
-        counts.update(_counted(texts, waiting))
+        counts.update(_count_words(texts, waiting))
         counts = _most_frequent(counts, 4 * MOST_WORDS)
     return _most_frequent(counts, MOST_WORDS)
 
 
-def _counted(texts: list[str], waiting: Callable[[], None]) -> dict[str, int]:
+def _count_words(texts: list[str], waiting: Callable[[], None]) -> dict[str, int]:
     from tokenizers import models, trainers
 
     words = _byte_level(models.WordLevel(unk_token=UNKNOWN))
@@ -371,7 +371,7 @@ def _most_frequent(counts: Counter[str], most: int) -> Counter[str]:
 
 
 def batches(documents: Iterable[str], characters: int) -> Iterator[list[str]]:
-    """Documents in order, so many that each batch but the last has more than these characters."""
+    """Documents in order, in batches that each, but the last, have more than `characters` characters."""
     batch: list[str] = []
     size = 0
     for text in documents:
@@ -384,7 +384,7 @@ def batches(documents: Iterable[str], characters: int) -> Iterator[list[str]]:
         yield batch
 
 
-def _of_pieces(vocabulary: dict[str, int]) -> Tokenizer:
+def _wordpiece_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
     from tokenizers import Regex, decoders, models, pre_tokenizers
 
     tokenizer = _byte_level(
@@ -401,20 +401,20 @@ def _of_pieces(vocabulary: dict[str, int]) -> Tokenizer:
 def _train_wordpiece(
     documents: Iterable[str], vocab_size: int, specials: list[str], waiting: Callable[[], None]
 ) -> Tokenizer:
-    """Every byte is a piece at the beginning and inside of words, so that nothing is unknown."""
+    """A WordPiece tokenizer; every byte is a piece at the start of words and inside, so all words are known."""
     from tokenizers import trainers
 
-    named, inside = [*specials, UNKNOWN], [INSIDE + byte for byte in _alphabet()]
-    trained = _of_pieces({})
+    reserved, inside = [*specials, UNKNOWN], [INSIDE + byte for byte in _alphabet()]
+    trained = _wordpiece_tokenizer({})
     # Pieces that the trainer meets by itself are numbered by chance, and numbers decide between equally frequent
     # pairs: bytes inside of words are given as special tokens, which are numbered first and in this order.
     trainer = trainers.WordPieceTrainer(
-        vocab_size=max(vocab_size, len(named) + 2 * len(inside)), special_tokens=[*named, *inside],
+        vocab_size=max(vocab_size, len(reserved) + 2 * len(inside)), special_tokens=[*reserved, *inside],
         initial_alphabet=_alphabet(), continuing_subword_prefix=INSIDE, show_progress=False,
     )  # fmt: skip
     interruptible(lambda: trained.train_from_iterator(documents, trainer), waiting)
-    tokenizer = _of_pieces(trained.get_vocab())
-    tokenizer.add_special_tokens(named)
+    tokenizer = _wordpiece_tokenizer(trained.get_vocab())
+    tokenizer.add_special_tokens(reserved)
     return tokenizer
 
 
@@ -437,7 +437,7 @@ def interruptible(work: Callable[[], None], waiting: Callable[[], None] = lambda
         raise failures[0]
 
 
-# What of a text a tokenizer has no tokens for: what it leaves out, and what is unknown to it.
+# Text that a tokenizer has no tokens for: characters that it leaves out, and characters that are unknown to it.
 #
 # Byte pair encoding without an unknown token leaves out what its vocabulary lacks, and says nothing. Any other
 # model of the package `tokenizers` raises or gives its unknown token, and one with all 256 bytes can write
@@ -445,11 +445,11 @@ def interruptible(work: Callable[[], None], waiting: Callable[[], None] = lambda
 
 
 BLANK = "\u2581"
-"""What sentencepiece writes for white space."""
+"""Sentencepiece's character for white space."""
 EXAMPLES = 3
 MOST_UNKNOWN = 0.1
-"""Share of unknown tokens from which a tokenizer counts as one that can't encode the text."""
-OTHERS = "take one that was made for such text, or have one trained on it (`tokenizer: {bpe: 4096}`)"
+"""Share of unknown tokens above which a tokenizer is taken to be unable to encode the text."""
+OTHER_TOKENIZERS = "take one that was made for such text, or have one trained on it (`tokenizer: {bpe: 4096}`)"
 UTF8 = [
     *map(chr, range(0x800)), chr(0x800), *map(chr, range(0x1000, 0x10000, 0x1000)),
     *map(chr, (0x10000, 0x40000, 0x80000, 0xC0000, 0x100000)),
@@ -458,61 +458,61 @@ UTF8 = [
 all of them has tokens for the bytes."""
 
 
-def check_alphabet(backend: Tokenizer, texts: Iterable[str], name: str, described: str) -> None:
-    """Raises UserError where the tokenizer of this name would leave out characters of the described text.
+def check_alphabet(backend: Tokenizer, texts: Iterable[str], name: str, description: str) -> None:
+    """Raise UserError where the tokenizer `name` would leave out characters of the described text.
 
-    White space apart, which many tokenizers mean to drop, and what a normalizer takes out or writes otherwise, such
-    as accents. The text is read only where something may be left out.
+    White space, which many tokenizers drop on purpose, and what a normalizer removes or rewrites, such as accents,
+    are not counted. The text is read only where characters may be left out.
     """
     from tokenizers import models
 
     model = backend.model
-    if not isinstance(model, models.BPE) or model.unk_token is not None or not _left_out(backend, UTF8):
+    if not isinstance(model, models.BPE) or model.unk_token is not None or not _missing_characters(backend, UTF8):
         return
-    if not (lost := _left_out(backend, texts)):
+    if not (left_out := _missing_characters(backend, texts)):
         return
-    first = ", ".join(f"{c!r} (U+{ord(c):04X}) {count:,} x" for c, count in lost.most_common(EXAMPLES))
-    more = f" and {len(lost) - EXAMPLES:,} others" if len(lost) > EXAMPLES else ""
+    first = ", ".join(f"{c!r} (U+{ord(c):04X}) {count:,} x" for c, count in left_out.most_common(EXAMPLES))
+    more = f" and {len(left_out) - EXAMPLES:,} others" if len(left_out) > EXAMPLES else ""
     raise UserError(
-        f"tokenizer: {name} leaves out {lost.total():,} characters of {described}, having neither tokens for them "
-        f"nor an unknown token: {first}{more}: {OTHERS}; one over bytes leaves nothing out"
+        f"tokenizer: {name} leaves out {left_out.total():,} characters of {description}, having neither tokens for "
+        f"them nor an unknown token: {first}{more}: {OTHER_TOKENIZERS}; one over bytes leaves nothing out"
     )
 
 
 def check_unknown(unknown: int, tokens: int, name: str) -> None:
-    """Raises UserError where too many of the tokens are the unknown one."""
+    """Raise UserError where more than MOST_UNKNOWN of the tokens are the unknown one."""
     if unknown > MOST_UNKNOWN * tokens:
         raise UserError(
             f"tokenizer: {name} can't encode this text: {unknown / tokens:.0%} of its tokens are the unknown one: "
-            f"{OTHERS}"
+            f"{OTHER_TOKENIZERS}"
         )
 
 
-def _left_out(backend: Tokenizer, texts: Iterable[str]) -> Counter[str]:
-    """Characters that get no token, with their occurrences; each distinct one is looked at once."""
+def _missing_characters(backend: Tokenizer, texts: Iterable[str]) -> Counter[str]:
+    """Characters that get no token, with their occurrences; each distinct character is tested once."""
     normalized = str if backend.normalizer is None else backend.normalizer.normalize_str
-    model, split = backend.model, backend.pre_tokenizer
+    model, cut = backend.model, backend.pre_tokenizer
 
-    def spelt(character: str) -> str:
-        return character if split is None else "".join(word for word, _ in split.pre_tokenize_str(character))
+    def letters_of(c: str) -> str:
+        return c if cut is None else "".join(word for word, _ in cut.pre_tokenize_str(c))
 
-    blanks = {BLANK, *spelt(" ")}
+    blanks = {BLANK, *letters_of(" ")}
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
 
-    def is_known(character: str) -> bool:
-        if character.isspace() or character == BLANK or character in added:
+    def is_known(c: str) -> bool:
+        if c.isspace() or c == BLANK or c in added:
             return True
-        # Some models write a letter otherwise inside of words and at their end: one way that they know will do.
-        letters = spelt(character)
+        # Some models write a letter differently inside of words and at their end: one known way is enough.
+        letters = letters_of(c)
         return bool(letters) and all(letter in blanks or model.tokenize(3 * letter) for letter in letters)
 
-    seen: set[str] = set()
-    lost: Counter[str] = Counter()
+    checked: set[str] = set()
+    left_out: Counter[str] = Counter()
     for text in texts:
         # A normalizer is slow, and does to ASCII in a text what it does to each character alone.
-        written = text if text.isascii() else normalized(text)
-        met = set(written)
-        lost.update({character: 0 for character in met - seen if not all(map(is_known, normalized(character)))})
-        seen |= met
-        lost.update({character: written.count(character) for character in met & lost.keys()})
-    return lost
+        normal_text = text if text.isascii() else normalized(text)
+        characters = set(normal_text)
+        left_out.update({c: 0 for c in characters - checked if not all(map(is_known, normalized(c)))})
+        checked |= characters
+        left_out.update({c: normal_text.count(c) for c in characters & left_out.keys()})
+    return left_out

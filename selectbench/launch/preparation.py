@@ -24,9 +24,9 @@ from selectbench.analysis.tuning import (
 )
 from selectbench.choices.choice import own_code_sha256
 from selectbench.choices.model import HUB, AnyTokenizer
-from selectbench.data.prepare import prepare, streamed
-from selectbench.data.prepared import Look, Prepared, cache_root, check_enough, evaluable_tokens, look, unfetched
-from selectbench.data.reading import dataset_commit, download_bytes, fetched
+from selectbench.data.prepare import prepare, streamed_datasets
+from selectbench.data.prepared import Prepared, Samples, cache_root, check_enough, evaluable_tokens, uncached_models
+from selectbench.data.reading import dataset_commit, download_bytes, fetch_snapshot
 from selectbench.errors import MissingPackageError, NotDownloadedError, UnreachableError, UserError
 from selectbench.gpu.devices import PROBE, PROBE_SECONDS, Gpu, first_difference, read_probe
 from selectbench.launch.command import command_facts
@@ -205,8 +205,8 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
             facts = None if suite.command is None else command_facts(suite, notify)
             if suite.command is None:
                 prepared = prepare_data(suite, notify)
-                for model in unfetched(suite):
-                    fetched("model.pretrained", model.pretrained, model.revision, ["config.json"])
+                for model in uncached_models(suite):
+                    fetch_snapshot("model.pretrained", model.pretrained, model.revision, ["config.json"])
         requested_lanes = read_site(request.site, request.lanes).lanes
         if request.nodes > 1 and requested_lanes != 1:
             raise UserError("lanes: over several nodes, a trial has all that it needs of each: leave them out")
@@ -296,7 +296,7 @@ def device_problem(request: Request, suite: Suite) -> str | None:
 def data_facts(suite: Suite, prepared: Mapping[str, Prepared], plan: Plan) -> dict[str, Any]:
     """The data in environment.json: the baseline's counts and content key, options that differ, and no path."""
     baseline = prepared[suite.baseline]
-    commits = {dataset.dataset: dataset_commit(dataset) for dataset in streamed(suite.built.data)}
+    commits = {dataset.dataset: dataset_commit(dataset) for dataset in streamed_datasets(suite.built.data)}
     others = {name: data.facts() for name, data in prepared.items() if data.key != baseline.key}
     more = {"commits": commits, "by_option": others, "unused_rows": plan.unused_rows}
     return {**baseline.facts(), "epochs": plan.epochs, **{key: value for key, value in more.items() if value}}
@@ -572,10 +572,10 @@ def preview(request: Request, notify: Notify) -> Outlook:
             except MissingPackageError as error:
                 notes += (f"{CANNOT_START}: {problem}" for problem in error.problems)
             except NotDownloadedError:
-                for dataset in streamed(suite.built.data):
+                for dataset in streamed_datasets(suite.built.data):
                     size = units.size(download_bytes(dataset))
                     notes.append(f"a run first downloads about {size} of {dataset.dataset} and keeps its tokens")
-        for model in unfetched(suite):
+        for model in uncached_models(suite):
             notes.append(f"model.pretrained: {visible(model.pretrained)} is not in the hub's cache: {HUB}")
         if reason is not None:
             notes.append(f"{CANNOT_START}: {reason}; planned as if it could, with what {INSTALL} brings")
@@ -627,7 +627,7 @@ def _outlook_of(request: Request, planned: Planned, notes: list[str]) -> Outlook
     return replace(outlook, slurm=lines, script=script)
 
 
-def prepared_data(request: Request, notify: Notify) -> list[tuple[Prepared, list[str], Look]]:
+def prepared_data(request: Request, notify: Notify) -> list[tuple[Prepared, list[str], Samples]]:
     """Each distinct preparation, its options and samples. Raises UserError for a wrong suite or unfit data."""
     suite, _ = resolve(request)
     if suite.command is not None:
@@ -639,7 +639,7 @@ def prepared_data(request: Request, notify: Notify) -> list[tuple[Prepared, list
         options.setdefault(prepared.key, []).append(name)
     heldout = {name: evaluable_tokens(prepared, suite.built) for name, prepared in by_option.items()}
     jobs = {names[0]: suite.job_of(suite.option(names[0])) for names in options.values()}
-    previews = [(data := by_option[names[0]], names, look(data, jobs[names[0]])) for names in options.values()]
-    for line in [*heldout_warnings(suite, heldout), *target_warnings(data.targets for *_, data in previews)]:
+    previews = [(d := by_option[names[0]], names, Samples.draw(d, jobs[names[0]])) for names in options.values()]
+    for line in [*heldout_warnings(suite, heldout), *target_warnings(samples.targets for *_, samples in previews)]:
         notify(f"warning: {line}")
     return previews

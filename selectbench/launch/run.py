@@ -33,7 +33,7 @@ from selectbench.analysis.result import Ranking
 from selectbench.analysis.screening import screened_out, screened_words
 from selectbench.choices.choice import has_changed, own_code_sha256
 from selectbench.choices.model import OwnModel, PretrainedModel
-from selectbench.data.prepared import Prepared, contents_of, pinned_model
+from selectbench.data.prepared import Prepared, model_contents, pinned_model
 from selectbench.errors import ExitCode, UserError, disk_problem
 from selectbench.gpu.meters import GpuWatch
 from selectbench.launch.command import command_order, meeting_place
@@ -833,7 +833,7 @@ class Bench:
                     f"{order.data_folder}: the prepared data were removed or damaged while this run went on "
                     f"({error}): {again} after it has prepared them anew"
                 ) from None
-            if contents_of({name: order.job.model}).get(name) != self.preparation.plan.pretrained.get(name):
+            if model_contents({name: order.job.model}).get(name) != self.preparation.plan.pretrained.get(name):
                 changed = "model.pretrained: it was removed or changed while this run went on"
                 raise UserError(f"{changed}: put it back and {again}")
         if outcome.kind != "crashed":

@@ -18,7 +18,7 @@ from selectbench.choices import Choices
 from selectbench.choices.choice import Needs, own_code_sha256
 from selectbench.choices.execution import precision_for, ranks_problem
 from selectbench.choices.model import PretrainedModel, kernel_problem
-from selectbench.data.prepared import Prepared, Targets, contents_of, epochs, evaluable_tokens, targets
+from selectbench.data.prepared import Prepared, Targets, epochs, evaluable_tokens, model_contents, targets
 from selectbench.errors import UserError
 from selectbench.machine import Machine, machine_for, usable_cores, worker_problem
 from selectbench.planning.memory import Layout, config_of, embedding_rows, memory_need, size_of, vocabulary_size
@@ -252,7 +252,7 @@ def make_plan(
     if suite.command is not None:
         return _command_plan(suite, suite.command, machine, {**common, "command": command_facts})
     own_code = own_code_sha256(suite.code)
-    pretrained = contents_of({option.name: suite.job_of(option).model for option in suite.options})
+    pretrained = model_contents({option.name: suite.job_of(option).model for option in suite.options})
     options = [_plan_option(suite, option, machine, (prepared or {}).get(option.name)) for option in suite.options]
     passes = epochs(prepared[suite.baseline], suite.built) if prepared else None
     heldout = {name: evaluable_tokens(data, suite.built) for name, data in (prepared or {}).items()}

@@ -32,7 +32,7 @@ from selectbench.suite.suite import Suite, besides_the_rate
 from selectbench.text import clean, one_line, visible
 
 if TYPE_CHECKING:
-    from selectbench.data.prepared import Look, Prepared
+    from selectbench.data.prepared import Prepared, Samples
 
 _NAME_MOST = 40
 _WIDE_FROM = 100
@@ -350,33 +350,33 @@ def _cost_words(costs: Sequence[StageCost]) -> list[str]:
 # Prepared data: what was read, kept and removed.
 
 
-def data_as_json(prepared_data: Sequence[tuple[Prepared, list[str], Look]]) -> str:
+def data_as_json(prepared_data: Sequence[tuple[Prepared, list[str], Samples]]) -> str:
     """Prepared data as JSON: facts, the options that use it, samples of it."""
     content = [
-        {**prepared.facts(), "options": options, "training_samples": look.training_samples,
-         "heldout_samples": look.heldout_samples, "sha256": look.sha256}
-        for prepared, options, look in prepared_data
+        {**prepared.facts(), "options": options, "training_samples": samples.training_samples,
+         "heldout_samples": samples.heldout_samples, "sha256": samples.sha256}
+        for prepared, options, samples in prepared_data
     ]  # fmt: skip
     text = json.dumps(content, indent=2, ensure_ascii=False)
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
-def print_data(console: Console, prepared_data: Sequence[tuple[Prepared, list[str], Look]]) -> None:
+def print_data(console: Console, prepared_data: Sequence[tuple[Prepared, list[str], Samples]]) -> None:
     """Prints each distinct preparation; most suites have one."""
 
     def print_sample(heading: str, text: str) -> None:
         console.print(Text(heading, style="bold") + Text(one_line(text, 300), style="dim"))
 
-    for prepared, options, look in prepared_data:
+    for prepared, options, samples in prepared_data:
         if len(prepared_data) > 1:
             _print(console, [f"{one_line(', '.join(options), 200)}:"], "bold")
-        target_lines = [f"  {look.targets[1]}"] if look.targets else []
+        target_lines = [f"  {samples.targets[1]}"] if samples.targets else []
         target_lines += _histogram_lines(prepared.document_sizes)
         _print(console, [*cleaning_lines(prepared.facts()), *_token_lines(prepared), *target_lines])
-        for name, samples in (("training", look.training_samples), ("held out", look.heldout_samples)):
+        for name, samples in (("training", samples.training_samples), ("held out", samples.heldout_samples)):
             for sample in samples:
                 print_sample(f"{name}: ", sample)
-        digests = [f"sha256 of {name}: {digest}" for name, digest in look.sha256.items()]
+        digests = [f"sha256 of {name}: {digest}" for name, digest in samples.sha256.items()]
         for line in (*digests, f"in {prepared.folder}"):
             console.print(Text(line, style="dim"), soft_wrap=True)
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from selectbench.data.prepared import HELDOUT, TRAIN, Answers, Prepared, fitting, sequences
+from selectbench.data.prepared import HELDOUT, TRAIN, Answers, Prepared, fitting_pairs, sequences
 from selectbench.record.wire import Order
 from selectbench.suite.job import Eval, Job
 from selectbench.worker.runtime import World, derived_seed
@@ -187,7 +187,7 @@ def causal_held_out(data: Prepared, *, tokens: int, seq_len: int) -> HeldOut:
     if chat is None:
         count = min(-(-tokens // seq_len), sequences(len(stream), seq_len))
     else:
-        count = bisect_left(range(len(chat.starts)), tokens, key=chat.upto)
+        count = bisect_left(range(len(chat.starts)), tokens, key=chat.counted_tokens)
 
     def cut(values: Any) -> Any:
         starts = np.arange(count) * seq_len if chat is None else chat.starts[:count]
@@ -233,7 +233,7 @@ class PairTokens:
         tokens, lengths = data.train() if side == TRAIN else data.heldout(), data.lengths(side)
         assert lengths is not None, "the job was checked: seq2seq has pairs"
         ends = np.cumsum(lengths.ravel()).reshape(-1, 2)
-        chosen, pad_id = fitting(lengths, seq_len), data.special_ids["pad"]
+        chosen, pad_id = fitting_pairs(lengths, seq_len), data.special_ids["pad"]
         start = pad_id if start_id is None else start_id
         return cls(tokens, (ends - lengths)[chosen], np.asarray(lengths)[chosen], seq_len, pad_id, start)
 

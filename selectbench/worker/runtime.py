@@ -35,7 +35,7 @@ from torch.distributed.tensor import DTensor
 from selectbench import __version__
 from selectbench.choices.choice import OwnCodeError, add_to_path, load
 from selectbench.choices.execution import PrecisionChoice
-from selectbench.data.reading import with_place
+from selectbench.data.reading import error_with_place
 from selectbench.errors import may_want_bytes, says_out_of_memory
 from selectbench.gpu.devices import gpus
 from selectbench.machine import LIBRARIES, cpu_model
@@ -120,7 +120,7 @@ def _call_problem(setting: str, name: str, positional: Sequence[str], keywords: 
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever own code raises is for its author to see, SystemExit among it
-        return f"importing it raises {with_place(error)}"
+        return f"importing it raises {error_with_place(error)}"
     if not callable(found):
         return f"expected a class or function, it is a {type(found).__name__}"
     try:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selectbench.choices.model import Bytes, Gpt2, Unigram, WordPiece
-from selectbench.data.prepare import conversation, encode
+from selectbench.data.prepare import chat_parts, encode
 from selectbench.data.prepared import targets
 from selectbench.data.tokenizer import make_tokenizer
 from selectbench.suite.job import Job
@@ -24,7 +24,7 @@ BYTES = make_tokenizer(Bytes(), list)
 
 def masked(tokenizer, messages):
     """The text of the tokens that are trained, and of the others; ends of text as None."""
-    (batch,) = encode(tokenizer, [json.dumps(messages)], conversation)
+    (batch,) = encode(tokenizer, [json.dumps(messages)], chat_parts)
     trained = np.ones(len(batch.ids), np.uint8) if batch.trained is None else batch.trained
     assert len(trained) == len(batch.ids)
     return batch.ids, trained

@@ -11,7 +11,7 @@ import pytest
 from data.made import made
 from hub_cache import FIRST, NAME, SECOND, commit, moved
 
-from selectbench.data.prepare import streamed
+from selectbench.data.prepare import streamed_datasets
 from selectbench.data.reading import download_bytes
 from selectbench.errors import NotDownloadedError, UserError
 from selectbench.launch.preparation import data_facts
@@ -96,7 +96,7 @@ def test_a_plan_downloads_nothing_and_knows_how_much_it_would_be(hub, folder):
     with pytest.raises(NotDownloadedError):
         made(data, downloads=False)
     assert asked == []
-    assert streamed(data) == [data]
+    assert streamed_datasets(data) == [data]
     size = (folder / "train-00000.parquet").stat().st_size
     assert download_bytes(data) == pytest.approx(size * ROWS / len(DOCUMENTS))
     assert made(data).key == made(data, downloads=False).key

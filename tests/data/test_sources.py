@@ -140,7 +140,7 @@ JSON_FILES = {
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 @pytest.mark.parametrize("form", JSON_FILES)
 def test_objects_in_lines_of_any_end_or_in_an_array(form, pack, mark, tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "_HEAD", 700)  # so that items lie across what is read at once
+    monkeypatch.setattr(reading, "_CHUNK_BYTES", 700)  # so that items lie across what is read at once
     (tmp_path / "records").write_bytes(pack(mark + JSON_FILES[form].encode()))
     prepared = made(JsonLines(jsonl=[str(tmp_path / "records")]), tokenizer=Bytes())
     assert first_lines(of_both_sides(prepared)) == first_lines(STORIES)

@@ -14,7 +14,7 @@ from launch.harness import TINY_SUITE, corpus
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from selectbench.data.prepared import kept_sha256
+from selectbench.data.prepared import cached_sha256
 from selectbench.launch.preparation import Preparation, Request, prepare_all
 from selectbench.launch.run import make_order
 from selectbench.record.run_folder import fingerprint
@@ -97,18 +97,18 @@ def test_weights_are_read_once_until_they_change(
     monkeypatch.setattr("hashlib.file_digest", lambda file, kind: (read.append(file.name), digest(file, kind))[1])
     path = tmp_path / "model.safetensors"
     path.write_bytes((folders[FIRST] / "model.safetensors").read_bytes())
-    first = kept_sha256(path)
-    assert first == kept_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    first = cached_sha256(path)
+    assert first == cached_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
     assert len(read) == 2, "it was written a moment ago: its clock may not tell the next change"
-    monkeypatch.setattr("selectbench.data.prepared.SETTLED_NS", 0)
-    assert first == kept_sha256(path) == kept_sha256(path)
+    monkeypatch.setattr("selectbench.data.prepared.UNCHANGED_NS", 0)
+    assert first == cached_sha256(path) == cached_sha256(path)
     assert len(read) == 3
     times = path.stat()
     path.write_bytes((folders[SECOND] / "model.safetensors").read_bytes())
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert path.stat().st_size == times.st_size
-    assert kept_sha256(path) != first, "though size and time of change are the same"
-    assert kept_sha256(folders[FIRST] / "model.safetensors") == first
+    assert cached_sha256(path) != first, "though size and time of change are the same"
+    assert cached_sha256(folders[FIRST] / "model.safetensors") == first
 
 
 def test_trials_train_the_commit_that_was_planned_though_the_name_moves(
