@@ -373,8 +373,8 @@ def print_data(console: Console, prepared_data: Sequence[tuple[Prepared, list[st
         target_lines = [f"  {samples.targets[1]}"] if samples.targets else []
         target_lines += _histogram_lines(prepared.document_sizes)
         _print(console, [*cleaning_lines(prepared.facts()), *_token_lines(prepared), *target_lines])
-        for name, samples in (("training", samples.training_samples), ("held out", samples.heldout_samples)):
-            for sample in samples:
+        for name, texts in (("training", samples.training_samples), ("held out", samples.heldout_samples)):
+            for sample in texts:
                 print_sample(f"{name}: ", sample)
         digests = [f"sha256 of {name}: {digest}" for name, digest in samples.sha256.items()]
         for line in (*digests, f"in {prepared.folder}"):
