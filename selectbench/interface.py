@@ -35,7 +35,7 @@ from selectbench.report import terminal
 from selectbench.report.files import render_csv, render_html
 from selectbench.report.sections import report, summary
 from selectbench.suite.document import Problems, Written, parse_value
-from selectbench.suite.metrics import SECONDS_TO_LOSS, names_of
+from selectbench.suite.metrics import SECONDS_TO_LOSS, metrics_of
 from selectbench.suite.problems import validate
 from selectbench.suite.suite import Suite
 
@@ -130,7 +130,7 @@ class Run(NotebookView):
             raise UserError(f"to_pandas({what!r}): expected one of {', '.join(map(repr, get_args(Kind)))}")
         columns, rows = makers[what]()
         frame = pd.DataFrame(rows, columns=columns)
-        numbers = _FLOAT_COLUMNS.union(f"{name}{end}" for name in names_of(self.suite.job) for end in _SCORE_ENDS)
+        numbers = _FLOAT_COLUMNS.union(f"{name}{end}" for name in metrics_of(self.suite.job) for end in _SCORE_ENDS)
         return frame.astype({name: "float64" for name in columns if name in numbers})
 
     def __repr__(self) -> str:
@@ -150,7 +150,7 @@ class Run(NotebookView):
                     rows.append(trial | self._trial(record, crossing and crossing.seconds))
                 elif number < planned[option]:
                     rows.append(trial | {"status": "missing"})
-        return [*_TRIAL_COLUMNS, *names_of(self.suite.job)], rows
+        return [*_TRIAL_COLUMNS, *metrics_of(self.suite.job)], rows
 
     def _trial(self, record: Record, seconds_to_loss: float | None) -> dict[str, Any]:
         state, outcome = state_of(record), record.outcome

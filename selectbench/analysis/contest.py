@@ -18,7 +18,7 @@ from selectbench.analysis.metrics import finite
 from selectbench.analysis.result import Comparison, ConstraintVerdict, Decision, Family, Settling
 from selectbench.analysis.statistics import Blocks, Bools, Difference, estimate_value, make_blocks, outlying
 from selectbench.analysis.summary import Summary, mean, other_tokens, outcomes, seeds_words
-from selectbench.suite.metrics import METRICS, PER_TOKEN, SECONDS_TO_LOSS, Constraint, names_of, parse_constraint
+from selectbench.suite.metrics import METRICS, PER_TOKEN, SECONDS_TO_LOSS, Constraint, metrics_of, parse_constraint
 from selectbench.suite.suite import CONTROL, Suite
 
 # Whether an option holds the suite's constraints: tests of non-inferiority with three answers.
@@ -152,7 +152,7 @@ class Contest:
         """By metric, of all comparable options."""
         self.of_rounds = dict[str, Blocks]()
         """The blocks of seeds, by metric whose `blocks` are of nodes or lanes."""
-        for name in names_of(suite.job):
+        for name in metrics_of(suite.job):
             values = {s.name: s.values[name] for s in (same_tokens if name in PER_TOKEN else taking_part)}
             self.blocks[name] = make_blocks(values, losses if METRICS[name].scored else None)
             if name in moved and (counted := by_part(values, parts)) is not values:
@@ -231,7 +231,7 @@ class Contest:
         (`summary._hold_against`). 0 where the metric (None: the objective) is known for every trial, so that luck
         is no explanation.
         """
-        if not (METRICS[metric] if metric else self.objective).of_those_that_learnt:
+        if not (METRICS[metric] if metric else self.objective).only_if_reached:
             return 0.0
         margin = math.log1p(self.suite.threshold("final_loss"))
         faster = self._p_beyond("tokens_per_second", option, 0.0, more=True)
@@ -246,7 +246,7 @@ class Contest:
 
     def declared(self) -> Family:
         """The declared family of tests."""
-        metrics = dict.fromkeys([self.objective.name, *names_of(self.suite.job)])
+        metrics = dict.fromkeys([self.objective.name, *metrics_of(self.suite.job)])
         shares = {name: self.suite.threshold(name) for name in metrics}
         thresholds = {name: share for name, share in shares.items() if share or name == self.objective.name}
         return Family(

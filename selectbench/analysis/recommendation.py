@@ -185,7 +185,7 @@ def questions(contest: Contest, rows: Sequence[Row]) -> list[Question]:
     asked: list[tuple[VerdictName, str, str, Sequence[Row]]] = [("fastest", f"Fastest{words}", speed, equal)]
     if not share_main_memory(suite.device, list(summaries.values())):
         asked.append(("smallest_memory", f"Smallest memory{words}", memory, equal))
-    if objective.of_those_that_learnt:
+    if objective.only_if_reached:
         asked.append(("cheapest", "Soonest to the baseline's loss", SECONDS_TO_LOSS, within))
     asked.append(("best_quality", "Best quality", quality, within))
     found = []

@@ -32,7 +32,7 @@ Planned = tuple[str, int, int]
 def screening_trials(suite: Suite, records: Sequence[Record], able: Sequence[str]) -> list[Planned]:
     """What is to be tried, done or not; `able`: options that can run here. Nothing once the contest has begun."""
     baseline, own = suite.baseline, _by_option(suite, records)
-    others = [option.name for option in suite.asked_options if option.name in able and option.name != baseline]
+    others = [option.name for option in suite.without_control if option.name in able and option.name != baseline]
     has_begun = any(record.phase == "contest" for record in records)
     if not suite.screen or not others or baseline not in able or has_begun:
         return []

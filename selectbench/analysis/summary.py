@@ -14,7 +14,7 @@ from selectbench.analysis.result import Screening
 from selectbench.analysis.screening import screenings
 from selectbench.record.record import Completed, EvaluationPoint, Failed, Measurement, Record, has_ended
 from selectbench.record.run_folder import last_attempts
-from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, names_of, parse_constraint
+from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, metrics_of, parse_constraint
 from selectbench.suite.suite import Option, Suite
 
 
@@ -318,7 +318,7 @@ def _summary(
     doubted: Callable[[Record], Mapping[str, str]],
 ) -> Summary:  # fmt: skip
     """The trials' values are each among those that count or those that are spoiled."""
-    names = names_of(suite.job)
+    names = metrics_of(suite.job)
     values, spoiled = ({m: dict[int, float]() for m in names} for _ in range(2))
     summary = Summary(option, suite.seeds, values=values, spoiled=spoiled, counts_busy=counts_busy)
     for seed in suite.seeds:

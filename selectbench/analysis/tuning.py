@@ -89,7 +89,7 @@ def speed_candidates(suite: Suite, ranks: Mapping[str, int], attempts: Attempts)
     """Sizes to try for each option; none above one that ran out of memory."""
     assert suite.best_of is not None
     candidates: dict[str, list[Values]] = {}
-    for option in suite.asked_options:
+    for option in suite.without_control:
         tried = attempts.get(option.name, {}).values()
         too_large = [attempt.values[MICRO_BATCH_SIZE] for attempt in tried if attempt.failure == "oom"]
         sizes = stages.sizes_to_try(suite.best_of, suite.job_of(option), ranks[option.name])
@@ -100,7 +100,7 @@ def speed_candidates(suite: Suite, ranks: Mapping[str, int], attempts: Attempts)
 def tuning_candidates(suite: Suite, attempts: Attempts) -> dict[str, list[Values]]:
     """Settings to try for each option, those that were tried already among them."""
     assert suite.tune is not None
-    options = {option.name: option for option in suite.asked_options}
+    options = {option.name: option for option in suite.without_control}
     axes = {name: stages.axes_of(suite.tune, option.choices) for name, option in options.items()}
     tried = {name: stages.first_values(suite.tune, axes[name]) for name in options}
     if len(suite.tune.parameters) > 1:
@@ -188,9 +188,9 @@ def search(declared: Suite, sized: Suite, records: Sequence[Record]) -> Search |
     before = [r.wall_seconds for r in records if r.phase == "tune"]
     contest = [r.wall_seconds for r in records if r.phase == "contest"]
     sizes, tuning = speed_attempts(declared, records), tuning_attempts(sized, records)
-    options = sized.asked_options
+    options = sized.without_control
     return Search(
-        sizes=[_size_search(declared, o, sizes) for o in declared.asked_options] if declared.best_of else [],
+        sizes=[_size_search(declared, o, sizes) for o in declared.without_control] if declared.best_of else [],
         tuning=[_setting_search(sized, declared.tune, o, tuning) for o in options] if declared.tune else [],
         seed=declared.tune.seed if declared.tune else None,
         wall_seconds=math.fsum(before), contest_wall_seconds=math.fsum(contest),

@@ -38,8 +38,8 @@ from selectbench.record.wire import LOG_NAME, CommandOrder, Evaluating, Finished
 from selectbench.suite.command import (
     CommandChoices,
     CommandJob,
+    CommandNode,
     HeldOut,
-    Where,
     arguments,
     program_problem,
     variables,
@@ -173,7 +173,7 @@ def command_order(
     assert job is not None
     assert isinstance(choices, CommandChoices)
     seed, heldout, digest = planned.trial.seed, None, facts.get("heldout_sha256")
-    where = Where(rdzv=rdzv) if place is None else Where(place.node, ranks // place.ranks, rdzv)
+    where = CommandNode(rdzv=rdzv) if place is None else CommandNode(place.node, ranks // place.ranks, rdzv)
     path = os.environ.get("PATH", os.defpath)
     # Where ranks meet, by the variables of torch and of torchrun: each lane has a port of its own.
     ports = {} if lane is None else dict.fromkeys(("MASTER_PORT", "PET_MASTER_PORT"), str(29500 + lane))

@@ -22,7 +22,7 @@ from selectbench.report import evidence
 from selectbench.report import ranking as report_ranking
 from selectbench.report.charts import ByOption, attention_chart, completed_by_option, draw_charts, trial_text
 from selectbench.suite.job import OWN_SCORE, SCORES
-from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, names_of
+from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, metrics_of
 from selectbench.suite.suite import Suite
 from selectbench.text import choices_yaml, clean, first_line, leaves, one_line, quoted
 
@@ -563,7 +563,7 @@ def _figures_by_seed(suite: Suite, completed: Sequence[Record], records: Sequenc
     option = next(o for o in summarise(suite, records)[0] if o.name == completed[0].trial.option)
     seconds = {seed: place.seconds for seed, place in option.reached.items() if place is not None}
     values = [derive(observe(r, suite)) | {SECONDS_TO_LOSS: seconds.get(r.trial.seed)} for r in completed]
-    names = [name for name in names_of(suite.job) if any(by_name.get(name) is not None for by_name in values)]
+    names = [name for name in metrics_of(suite.job) if any(by_name.get(name) is not None for by_name in values)]
     seeds = [f"seed {record.trial.seed}" for record in completed]
     figures = doc.table("Figures by seed", ("metric",), seeds, (
         [name, *(doc.Figure(name, by_name.get(name)) for by_name in values)] for name in names

@@ -21,15 +21,15 @@ from selectbench.suite.command import (
     CommandChoices,
     CommandJob,
     HeldOut,
-    missing,
     names_in,
     program_problem,
+    unfilled_placeholders,
 )
 from selectbench.suite.document import Node, Problems, plain
 from selectbench.suite.grid import DIMENSIONS, Row, dimensions, number_in
 from selectbench.suite.job import OWN_SCORE, SCORES, Eval, Job, batch_size_problem
 from selectbench.suite.metrics import DECIDING, METRICS, SCREENING, Need, Yardstick, deciding, parse_constraint
-from selectbench.suite.stages import axis, has
+from selectbench.suite.stages import axis, has_setting
 from selectbench.suite.suite import (
     CONTROL,
     MICRO_BATCH_SIZE,
@@ -300,7 +300,7 @@ def _check_command(
             problems.at_key(row.choices.at([key]), f"changes nothing: the command has no {{{key}}}")
         if unfilled := set(names_in([choices.args])) & {*known, *GIVEN}:
             problems.at(row.choices.at(["args"]), f"{{{min(unfilled)}}} is filled in in job.command alone")
-        for name in missing(job, choices):
+        for name in unfilled_placeholders(job, choices):
             told = f"the placeholder {{{name}}} has no value"
             near = did_you_mean(name, sorted({*GIVEN, *(choices.values.keys() - set(known))}))
             if name in ("gradient_accumulation_steps", "micro_batch_size"):
@@ -368,9 +368,9 @@ def _check_tune(
         parameters = document.at(["tune", "parameters"])
         for path, within in tune.parameters.items():
             _check_parameter(path, within, rows, parameters.mapping[path], problems, complete=complete)
-        known = [path for path in tune.parameters if "." in path and any(has(choices, path) for choices in rows)]
+        known = [path for path in tune.parameters if "." in path and any(has_setting(c, path) for c in rows)]
         for choices in rows:
-            if known and not any(has(choices, path) for path in known):
+            if known and not any(has_setting(choices, path) for path in known):
                 name = choices.optimizer.name
                 problems.at(parameters, f"{name} has none of {', '.join(tune.parameters)}: nothing to tune")
     if content.best_of is not None:
@@ -410,7 +410,7 @@ def _check_parameter(
         hint = did_you_mean(dimension, DIMENSIONS) or " (such as optimizer.lr)"
         problems.at_key(node, f"{quoted(path)} is no setting of a choice{hint}")
         return
-    having = [choices for choices in rows if has(choices, path)]
+    having = [choices for choices in rows if has_setting(choices, path)]
     if not having and complete:
         known = {name for c in rows for name in getattr(type(getattr(c, dimension)), "model_fields", {})}
         problems.at_key(node, f"no option has {path}{did_you_mean(setting, sorted(known))}")

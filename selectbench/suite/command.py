@@ -37,7 +37,7 @@ CERTIFIED = (
 """Fields of `record.Identity` that are observed of a command, which `may_change` can name."""
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _SHELLS = ("sh", "bash", "zsh")
-_SHELLS_OWN = re.compile(r"^(&&|\|\|?|;|&|<|\d?>.*)$|\$[A-Za-z_(]\w*")
+_SHELL_SYNTAX = re.compile(r"^(&&|\|\|?|;|&|<|\d?>.*)$|\$[A-Za-z_(]\w*")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -52,8 +52,8 @@ def _can_be_set(environment: dict[str, str]) -> dict[str, str]:
 Variables = Annotated[dict[str, str], AfterValidator(_can_be_set)]
 
 
-class Where(NamedTuple):
-    """Of the nodes on which a command is started, one."""
+class CommandNode(NamedTuple):
+    """One of the nodes on which a command is started."""
 
     node: int = 0
     nodes: int = 1
@@ -61,7 +61,7 @@ class Where(NamedTuple):
     """HOST:PORT of the first node, where the command's own processes can meet."""
 
 
-ALONE = Where()
+ONE_NODE = CommandNode()
 
 
 class HeldOut(Strict):
@@ -123,13 +123,13 @@ class CommandJob(Strict):
             raise ValueError("is empty")
         is_shell = Path(split[0]).name in _SHELLS
         if is_shell and "-c" in split and "{args}" in split:
-            script, *after = [*split[split.index("-c") + 1 :], ""]
-            if not re.search(r"\$[@*1]", script) or after[0] == "{args}":
-                way = "bash -c 'python train.py \"$@\"' sh {args}"
-                raise ValueError(f"a shell hands {{args}} on only where its script says so: {way}")
+            script, *arguments = [*split[split.index("-c") + 1 :], ""]
+            if not re.search(r"\$[@*1]", script) or arguments[0] == "{args}":
+                example = "bash -c 'python train.py \"$@\"' sh {args}"
+                raise ValueError(f"a shell hands {{args}} on only where its script says so: {example}")
         for word in split:
-            if not is_shell and (said := _SHELLS_OWN.search(word)):
-                raise ValueError(f"no shell reads {quoted(said[0])}: write bash -c '...', or a script")
+            if not is_shell and (match := _SHELL_SYNTAX.search(word)):
+                raise ValueError(f"no shell reads {quoted(match[0])}: write bash -c '...', or a script")
             for name in placeholders(word):
                 if name == "args" and word != "{args}":
                     raise ValueError("`{args}` is a word of its own, since it is split into words")
@@ -150,7 +150,7 @@ class CommandJob(Strict):
         """Whether the job yields figures of quality."""
         return self.eval != "none"
 
-    # What analysis and reports ask of any job. The held-out loss of a command is known after the last step alone.
+    # Analysis and reports read these of any job. A command's held-out loss is known after its last step only.
     evaluates_on_the_way: ClassVar[bool] = False
     scored: ClassVar[frozenset[str]] = frozenset()
     own_metrics: ClassVar[dict[str, OwnMetric]] = {}
@@ -209,19 +209,19 @@ class CommandChoices(AnyChoices):
 
     @property
     def values(self) -> dict[str, Scalar]:
-        """Of the placeholders that are not reserved, by name."""
+        """The values of the placeholders that are not reserved, by name."""
         return dict(self.__pydantic_extra__ or {})
 
 
 RESERVED = tuple(CommandChoices.model_fields)
-"""Keys of an option that are no placeholder's value, or have a meaning besides."""
+"""Keys of an option that are not the value of a placeholder, or that also mean something else."""
 
-NO_CHOICES = ("may_change", "needs")
-"""Those that say something of the option and change nothing in how it trains."""
+NOTES = ("may_change", "needs")
+"""Reserved keys that are notes on the option and change nothing in how it trains."""
 
 
 def words(command: str) -> list[str]:
-    """As a shell splits it, with nothing expanded. Raises ValueError."""
+    """The words of a command as a shell splits it, nothing expanded. Raises ValueError if it can't be split."""
     try:
         return shlex.split(command)
     except ValueError as error:
@@ -229,102 +229,106 @@ def words(command: str) -> list[str]:
 
 
 def placeholders(text: str) -> Iterator[str]:
-    """Names in braces. Raises ValueError for braces that are none."""
-    for found in _PLACEHOLDER.finditer(text):
-        if found[0] in ("{{", "}}"):
+    """The names in braces. Raises ValueError for braces that hold no name."""
+    for match in _PLACEHOLDER.finditer(text):
+        if match[0] in ("{{", "}}"):
             continue
-        if found[1] is None or not _NAME.fullmatch(found[1]):
+        if match[1] is None or not _NAME.fullmatch(match[1]):
             raise ValueError(
-                f"{quoted(found[0])} is no placeholder such as {{seed}}; a brace itself is written {{{{"
+                f"{quoted(match[0])} is no placeholder such as {{seed}}; a brace itself is written {{{{"
             )
-        yield found[1]
+        yield match[1]
 
 
 def names_in(texts: Iterable[str]) -> list[str]:
-    """Placeholders of these texts, each once; where one has braces that are none, those before them."""
-    found: dict[str, None] = {}
+    """Placeholders of these texts, each once; of a text with wrong braces, those before the first of them."""
+    names: dict[str, None] = {}
     for text in texts:
         with suppress(ValueError):
             for name in placeholders(text):
-                found[name] = None
-    return list(found)
+                names[name] = None
+    return list(names)
 
 
 def _filled(text: str, values: Mapping[str, Scalar]) -> str:
-    def one(found: re.Match[str]) -> str:
-        if found[1] is None:
-            return found[0][0]
-        value = values[found[1]]
+    def replacement(match: re.Match[str]) -> str:
+        if match[1] is None:
+            return match[0][0]
+        value = values[match[1]]
         return str(value).lower() if isinstance(value, bool) else str(value)
 
-    return _PLACEHOLDER.sub(one, text)
+    return _PLACEHOLDER.sub(replacement, text)
 
 
 def accumulation(job: CommandJob, choices: CommandChoices, ranks: int) -> int | None:
-    """Micro-batches of a step on each rank; None: the sizes that decide it are not given."""
+    """Micro-batches per optimizer step and rank; None: the sizes that decide it are not given."""
     if job.global_batch_size is None or choices.micro_batch_size is None:
         return None
     return job.global_batch_size // (choices.micro_batch_size * ranks)
 
 
-def given_values(job: CommandJob, choices: CommandChoices, seed: int, ranks: int, at: Where) -> dict[str, Scalar]:
-    """Of every placeholder that has one."""
-    found: dict[str, Scalar | None] = {
+def placeholder_values(
+    job: CommandJob, choices: CommandChoices, seed: int, ranks: int, at: CommandNode
+) -> dict[str, Scalar]:
+    """The values of all placeholders that have one."""
+    values: dict[str, Scalar | None] = {
         **choices.values, "seed": seed, "max_steps": job.max_steps, "world_size": ranks,
         "nnodes": at.nodes, "node_rank": at.node, "rdzv": at.rdzv, "ranks_per_node": ranks // at.nodes,
         "micro_batch_size": choices.micro_batch_size,
         "gradient_accumulation_steps": accumulation(job, choices, ranks),
     }  # fmt: skip
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def missing(job: CommandJob, choices: CommandChoices) -> list[str]:
-    """Placeholders without a value."""
-    known = {"args", *given_values(job, choices, 0, 1, ALONE)}
+def unfilled_placeholders(job: CommandJob, choices: CommandChoices) -> list[str]:
+    """Placeholders of the command and the environment that have no value."""
+    known = {"args", *placeholder_values(job, choices, 0, 1, ONE_NODE)}
     return [
         name for name in dict.fromkeys([*job.names, *names_in(choices.environment.values())]) if name not in known
     ]
 
 
-def arguments(job: CommandJob, choices: CommandChoices, seed: int, ranks: int, where: Where = ALONE) -> list[str]:
+def arguments(
+    job: CommandJob, choices: CommandChoices, seed: int, ranks: int, where: CommandNode = ONE_NODE
+) -> list[str]:
     """The command's words for one trial, with the option's interpreter in place of `python`."""
-    values = given_values(job, choices, seed, ranks, where)
-    made: list[str] = []
+    values = placeholder_values(job, choices, seed, ranks, where)
+    filled: list[str] = []
     for word in words(job.command):
-        made += words(choices.args) if word == "{args}" else [_filled(word, values)]
-    if choices.python is not None and made and re.fullmatch(r"python3?(\.\d+)?", made[0]):
-        made[0] = choices.python
-    return made
+        filled += words(choices.args) if word == "{args}" else [_filled(word, values)]
+    if choices.python is not None and filled and re.fullmatch(r"python3?(\.\d+)?", filled[0]):
+        filled[0] = choices.python
+    return filled
 
 
 def variables(
-    job: CommandJob, choices: CommandChoices, seed: int, ranks: int, path: str, where: Where = ALONE
+    job: CommandJob, choices: CommandChoices, seed: int, ranks: int, path: str, where: CommandNode = ONE_NODE
 ) -> dict[str, str]:
-    """What the job and the option set of the environment; `path`: PATH before."""
-    values = {**given_values(job, choices, seed, ranks, where), "args": choices.args}
-    given = {name: _filled(value, values) for name, value in {**job.environment, **choices.environment}.items()}
+    """The environment variables that the job and the option set; `path`: PATH before."""
+    values = {**placeholder_values(job, choices, seed, ranks, where), "args": choices.args}
+    filled = {name: _filled(value, values) for name, value in {**job.environment, **choices.environment}.items()}
     if choices.python is None:
-        return given
+        return filled
     folder = Path(choices.python).parent
-    return {"VIRTUAL_ENV": str(folder.parent), **given, "PATH": f"{folder}:{given.get('PATH', path)}"}
+    return {"VIRTUAL_ENV": str(folder.parent), **filled, "PATH": f"{folder}:{filled.get('PATH', path)}"}
 
 
 def interpreter(job: CommandJob, choices: CommandChoices, path: str) -> str | None:
-    """Of the environment whose program the command's first word is; None: selectbench's own, or not to be seen."""
+    """The interpreter of the environment that has the command's program; None: selectbench's own, or unknown."""
     search = variables(job, choices, 0, 1, path).get("PATH", path)
     program = shutil.which(arguments(job, choices, 0, 1)[0], path=search)
     folder = Path(program or sys.executable).parent
-    found = choices.python or str(folder / "python")
-    return found if folder != Path(sys.executable).parent and Path(found).is_file() else None
+    python = choices.python or str(folder / "python")
+    return python if folder != Path(sys.executable).parent and Path(python).is_file() else None
 
 
 def nodes_problem(job: CommandJob) -> str | None:
     """Why the command can't run on several nodes, with what to add, or None."""
-    if not (lacking := [name for name in ON_NODES if name not in job.names]):
+    if not (missing := [name for name in ON_NODES if name not in job.names]):
         return None
-    told = ", ".join(f"{{{name}}}" for name in lacking)
+    names = ", ".join(f"{{{name}}}" for name in missing)
     return (
-        f"job.command: it is started on every node, and has no {told} to be told so: torchrun --nnodes {{nnodes}} "
+        f"job.command: it is started on every node, and has no {names} to be told so: torchrun --nnodes {{nnodes}} "
         "--node-rank {node_rank} --rdzv-endpoint {rdzv} --nproc-per-node {ranks_per_node} SCRIPT ..."
     )
 
@@ -344,17 +348,17 @@ def program_problem(job: CommandJob, choices: CommandChoices, path: str) -> str 
     return f"{quoted(first)} is not found on PATH{near}: name the program as it is typed in a terminal"
 
 
-def _script_problem(program: str, after: Sequence[str], directory: str) -> str | None:
-    """Why the first script that Python is to run can't be, with the nearest; a module or a line of code is none."""
-    script = next((word for word in after if word.endswith(".py") or word in ("-c", "-m", "--module")), "-m")
+def _script_problem(program: str, arguments: Sequence[str], directory: str) -> str | None:
+    """Why Python can't run the first script of its arguments, with the nearest; or None, as for `-m` and `-c`."""
+    script = next((word for word in arguments if word.endswith(".py") or word in ("-c", "-m", "--module")), "-m")
     if not re.match("python|torchrun|accelerate|deepspeed", program) or script.startswith("-"):
         return None
     file = Path(directory) / script
-    others = sorted(os.path.relpath(one, directory) for one in file.parent.glob("*.py"))
+    others = sorted(os.path.relpath(path, directory) for path in file.parent.glob("*.py"))
     return None if file.is_file() else f"there is no file {file}{did_you_mean(script, others)}"
 
 
 def as_written(choices: CommandChoices) -> dict[str, Any]:
-    """The option's keys as a suite writes them, without those that say nothing."""
+    """The option's keys as a suite writes them, without empty ones."""
     dumped = choices.model_dump(mode="json")
     return {key: value for key, value in dumped.items() if value not in (None, "", {}, [])}

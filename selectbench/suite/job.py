@@ -32,7 +32,7 @@ SCORES: tuple[str, ...] = get_args(BuiltInScore)
 OWN_SCORE = "own_score"
 """The name of a score of own code in reports and in `decide`."""
 OWN_SCORE_GETS = ("hypotheses", "references", "sources")
-"""What it is called with, in order."""
+"""The arguments of a score of own code, in order."""
 
 
 OWN_METRIC_PATTERN = r"^[a-z][a-z0-9_]{0,39}$"
@@ -76,16 +76,16 @@ class Eval(Strict):
     @field_validator("scores")
     @classmethod
     def _once_each(cls, scores: list[str]) -> list[str]:
-        own = [name for name in scores if name not in SCORES]
-        if again := next((name for name in scores if scores.count(name) > 1), None):
-            raise ValueError(f"{again} is repeated")
-        if len(own) > 1:
-            raise ValueError(f"one score of your own at most, found {', '.join(own)}")
+        own_scores = [name for name in scores if name not in SCORES]
+        if repeated := next((name for name in scores if scores.count(name) > 1), None):
+            raise ValueError(f"{repeated} is repeated")
+        if len(own_scores) > 1:
+            raise ValueError(f"one score of your own at most, found {', '.join(own_scores)}")
         return scores
 
     @model_serializer(mode="wrap")
-    def _as_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without own metrics where there are none: trials then have the ids that they had before."""
+    def _without_empty_metrics(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields without `metrics` if there are none: trials keep the ids that they had before it existed."""
         return {key: value for key, value in dump(self).items() if value or key != "metrics"}
 
 
@@ -115,7 +115,7 @@ class Timing(Strict):
     """Steps are added after the final evaluation until so many seconds are timed; 10 on CUDA, else 0."""
 
     def least_seconds(self, device: str) -> float:
-        """That must be timed on this device."""
+        """The least number of seconds that must be timed on this device."""
         if self.min_timed_seconds is not None:
             return self.min_timed_seconds
         return CUDA_TIMED_SECONDS if device == "cuda" else 0.0
@@ -156,8 +156,8 @@ class Job(Strict):
         is_pairs, kind = self.task == "seq2seq", self.data.kind
         key, wrong = "data", ""
         if is_pairs != (kind == "pairs"):
-            found = f"found {kind}" if is_pairs else "pairs are for task seq2seq"
-            wrong = f"task {self.task} needs {'pairs' if is_pairs else 'running text'}, {found}"
+            reason = f"found {kind}" if is_pairs else "pairs are for task seq2seq"
+            wrong = f"task {self.task} needs {'pairs' if is_pairs else 'running text'}, {reason}"
         elif self.task == "masked_lm" and kind != "text":
             wrong = f"task masked_lm needs running text, found {kind}"
         elif isinstance(self.eval, Eval) and self.eval.scores and not is_pairs:
@@ -176,7 +176,7 @@ class Job(Strict):
         return self
 
     def check_fits(self, model: AnyModel, tokenizer: AnyTokenizer | None) -> None:
-        """Raises ValueError where the job can't be done with these, as far as the files that are there tell."""
+        """Raises ValueError if the job can't be done with these, as far as the files on this disk tell."""
         if isinstance(model, ConfigFile) and not model.path.exists():
             return  # A run's report must not need the file; `load` asks for it before a run.
         if self.task not in model.TASKS:
@@ -191,23 +191,23 @@ class Job(Strict):
             raise WrongValueError("seq_len", f"seq_len {self.seq_len} is more than the model's {longest} positions")
 
     def of(self, choices: Choices) -> Job:
-        """The job as an option does it: model, tokenizer, schedule, warm-up and global batch where it sets them."""
+        """The job as an option does it: with the model, tokenizer, schedule and global batch that it sets."""
         model = choices.model or self.model
         chosen = choices.tokenizer or _tokenizer_of(choices.model) or self.tokenizer or _tokenizer_of(self.model)
         tokenizer = chosen if self.data.needs_tokenizer else None
         shape = choices.optimizer.schedule_shape or self.lr_schedule.name
-        own = self.but(model=model, tokenizer=tokenizer, lr_schedule=self.lr_schedule.but(name=shape))
-        own = own.in_batches_of(choices.global_batch_size or self.global_batch_size)
+        job = self.but(model=model, tokenizer=tokenizer, lr_schedule=self.lr_schedule.but(name=shape))
+        job = job.in_batches_of(choices.global_batch_size or self.global_batch_size)
         if (fraction := choices.optimizer.warmup_fraction) is None:
-            return own
-        return own.but(lr_schedule=own.lr_schedule.but(warmup_steps=round(fraction * own.max_steps)))
+            return job
+        return job.but(lr_schedule=job.lr_schedule.but(warmup_steps=round(fraction * job.max_steps)))
 
     def in_batches_of(self, size: int) -> Job:
-        """The same tokens in optimizer steps of `size` sequences.
+        """The job that trains on the same tokens in optimizer steps of `size` sequences.
 
         Steps, warm-up of the learning rate and the steps between evaluations change in proportion, each to the
-        nearest whole number and at least 1 where it was; `batch_size_problem` refuses sizes for which steps and
-        evaluations are not whole. What timing leaves out is the machine's warm-up and stays in steps.
+        nearest whole number, and to 1 at least if it was not 0. `batch_size_problem` refuses sizes for which steps
+        and evaluations are not whole. The untimed steps, which warm up the machine, stay as many.
         """
         if size == self.global_batch_size:
             return self
@@ -230,12 +230,12 @@ class Job(Strict):
     @property
     def scored(self) -> frozenset[str]:
         """Scores of generated text and own metrics that the job yields, by their names in `decide`."""
-        asked = self.eval.scores if isinstance(self.eval, Eval) else []
-        return frozenset(name if name in SCORES else OWN_SCORE for name in asked) | self.own_metrics.keys()
+        scores = self.eval.scores if isinstance(self.eval, Eval) else []
+        return frozenset(name if name in SCORES else OWN_SCORE for name in scores) | self.own_metrics.keys()
 
     @property
     def own_metrics(self) -> dict[str, OwnMetric]:
-        """By name."""
+        """The metrics of own code, by name."""
         return self.eval.metrics if isinstance(self.eval, Eval) else {}
 
     @property
@@ -245,7 +245,7 @@ class Job(Strict):
 
     @property
     def tokens_per_sequence(self) -> int:
-        """Token positions of one sequence: of a pair those of both sides, padding among them."""
+        """Token positions of one sequence, padding among them; a pair has those of both sides."""
         return 2 * self.seq_len if self.task == "seq2seq" else self.seq_len
 
     @property
@@ -254,14 +254,14 @@ class Job(Strict):
         return self.global_batch_size * self.tokens_per_sequence
 
     def gradient_accumulation_steps(self, micro_batch_size: int, world_size: int) -> int:
-        """Micro-batches per optimizer step and rank; the suite's check has made sure that they are whole."""
+        """Micro-batches per optimizer step and rank; the suite's check has made sure that it is a whole number."""
         return self.global_batch_size // (micro_batch_size * world_size)
 
     @property
     def evaluates_on_the_way(self) -> bool:
         """Whether the held-out loss is known before the last step too."""
-        every = self.eval.every_steps if isinstance(self.eval, Eval) else None
-        return every is not None and every < self.max_steps
+        interval = self.eval.every_steps if isinstance(self.eval, Eval) else None
+        return interval is not None and interval < self.max_steps
 
     @property
     def evaluates(self) -> bool:
@@ -270,7 +270,7 @@ class Job(Strict):
 
 
 def _tokenizer_of(model: AnyModel | None) -> AnyTokenizer | None:
-    """A pretrained model's own; the ids of any other mean nothing to it."""
+    """The tokenizer that belongs to a pretrained model, which knows no other's token ids; None: not pretrained."""
     if not isinstance(model, PretrainedModel):
         return None
     return PretrainedTokenizer(pretrained=model.pretrained, revision=model.revision)
@@ -314,28 +314,28 @@ def shape_sha256(values: Sequence[float]) -> str:
 
 
 MOST_SEQUENCES = 1 << 22
-"""Of one optimizer step."""
+"""Most sequences of one optimizer step."""
 
 
 def batch_size_problem(job: Job, size: int) -> str | None:
-    """Why the job can't be done in optimizer steps of `size` sequences, or None; with the nearest that can."""
-    whole, said = job.max_steps * job.global_batch_size, f"the job's global_batch_size {job.global_batch_size}"
-    every = job.eval.every_steps if isinstance(job.eval, Eval) else None
-    between = whole if every is None else every * job.global_batch_size
-    if whole % size:
-        what = f"the job's {whole} sequences (max_steps {job.max_steps} x {said})"
+    """Why steps of `size` sequences can't do the job, with the nearest sizes that can; None: they can."""
+    total, batch = job.max_steps * job.global_batch_size, f"the job's global_batch_size {job.global_batch_size}"
+    interval = job.eval.every_steps if isinstance(job.eval, Eval) else None
+    between = total if interval is None else interval * job.global_batch_size
+    if total % size:
+        what = f"the job's {total} sequences (max_steps {job.max_steps} x {batch})"
     elif between % size:
-        what = f"the {between} sequences from one evaluation to the next (eval.every_steps {every} x {said})"
-    elif whole // size > MOST_STEPS:
-        return f"the job's tokens are {whole // size} steps of {size} sequences, at most {MOST_STEPS} are allowed"
+        what = f"the {between} sequences from one evaluation to the next (eval.every_steps {interval} x {batch})"
+    elif total // size > MOST_STEPS:
+        return f"the job's tokens are {total // size} steps of {size} sequences, at most {MOST_STEPS} are allowed"
     else:
         return None
-    nearest = " or ".join(map(str, _nearest(math.gcd(whole, between), size)))
+    nearest = " or ".join(map(str, _nearest_divisors(math.gcd(total, between), size)))
     return f"steps of {size} sequences do not divide {what} evenly: the nearest sizes that do: {nearest}"
 
 
-def _nearest(sequences: int, size: int) -> list[int]:
-    """The next divisors below and above."""
+def _nearest_divisors(sequences: int, size: int) -> list[int]:
+    """The next divisors of `sequences` below and above `size`."""
     below = (n for n in range(min(size - 1, sequences), 0, -1) if sequences % n == 0)
     above = (n for n in range(size + 1, min(sequences, MOST_SEQUENCES) + 1) if sequences % n == 0)
     return [n for n in (next(below, None), next(above, None)) if n is not None]

@@ -474,7 +474,7 @@ def _resolved(suite: Suite, unsaid: set[str]) -> dict[str, Any]:
         o.name: as_written(o.choices)
         if isinstance(o.choices, CommandChoices)
         else o.choices.model_dump(mode="json")
-        for o in suite.asked_options
+        for o in suite.without_control
     }
     first = next(iter(dumped.values()))
     shared = {d: value for d, value in first.items() if all(row.get(d) == value for row in dumped.values())}

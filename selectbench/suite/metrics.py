@@ -35,11 +35,11 @@ LESS_IS_BETTER = "↓"
 
 @dataclass(frozen=True)
 class Unit:
-    """How a figure is shown, and which units a suite may write behind a number."""
+    """How a figure is displayed, and which units a suite may write behind a number."""
 
     show: Callable[[float | None], str]
     written: Mapping[str, float] = field(default_factory=dict)
-    """By unit, how many of the metric's own it is; a number without a unit is in the metric's own."""
+    """By unit, how many of the metric's own units it is; a number without a unit is in the metric's own."""
 
 
 _BYTES = Unit(units.size, {
@@ -69,7 +69,7 @@ class Metric:
     """One figure of an option."""
 
     name: str
-    """In suites, ranking.json, ranking.csv and data frames; the unit is in it."""
+    """Its name in suites, ranking.json, ranking.csv and data frames; it ends in the unit."""
     title: str
     """The heading of its column."""
     better: Better
@@ -79,36 +79,36 @@ class Metric:
     threshold: float | None = None
     """Smallest difference that matters, as a share, where the suite does not say; None: it decides nothing."""
     threshold_on_cpu: float | None = None
-    """The same on a CPU, where it is another."""
+    """The threshold on a CPU; None: the same."""
     measured_as: str | None = None
-    """The key of the measurement that it is; None: it has a formula."""
+    """The key of the measurement that is this metric; None: a formula computes it."""
     quality: bool = False
     """Whether it says how well the model learnt; such a metric is never claimed by a quick run."""
     scored: bool = False
     """Whether it is a score of generated text, or of own code."""
     metered: bool = False
-    """Whether the GPUs' meters alone tell it."""
+    """Whether it is known only from the GPUs' meters."""
     needs: tuple[Need, ...] = ()
     """What a job must have for it to be known, or to mean the same for all options."""
     spoiled_by: frozenset[str] = frozenset()
-    """States of the GPUs, or of a CPU, in which a trial's value says nothing of the option."""
+    """States of the GPUs, or of a CPU, in which a trial's value says nothing about the option."""
     may_be_missing: bool = False
     """Whether a good trial may lack it."""
-    of_those_that_learnt: bool = False
-    """Whether it exists only for trials that learnt enough, an option's lucky ones: as an objective it calls an
-    option better only with further proof (`analysis.contest.Contest.p_of_luck`)."""
+    only_if_reached: bool = False
+    """Whether it exists only for trials that learnt enough, which may be an option's lucky ones: as an objective it
+    calls an option better only with further proof (`analysis.contest.Contest.p_of_luck`)."""
     after_figure: str = ""
     """What follows the figure in a sentence."""
     difference_in: str = ""
-    """The unit in which differences are shown, as of logarithms; '': ratios are."""
+    """The unit of the differences that are displayed, as for a logarithm; '': ratios are displayed."""
     columns: Mapping[Report, int] = field(default_factory=dict)
-    """Its place among the columns of each table that shows it."""
+    """Its place among the columns of each table that has it."""
     shows_ratio: bool = False
     """Whether the Markdown table has its ratio to the baseline although it does not decide."""
     dimension: tuple[Dimension, int] | None = None
-    """The dimension of the Pareto set that it stands for, and its turn where several metrics are known."""
+    """The dimension of the Pareto set that it stands for, and its turn: of several known metrics the first does."""
     comparison: Literal["tested", "shown"] | None = None
-    """What a comparison of runs does with it."""
+    """What a comparison of runs does with it; None: leaves it out."""
     watched: bool = False
     """Whether the control row is tested by it."""
     exported: bool = False
@@ -121,7 +121,7 @@ class Metric:
     def against(
         self, ratio: float | None, low: float | None, high: float | None, base: float | None
     ) -> tuple[str, str]:
-        """How a ratio to `base` (of this metric) reads, and its interval: as a difference where the metric asks."""
+        """A ratio to `base` (of this metric) and its interval as text; a difference if `difference_in` says so."""
         if not self.difference_in or ratio is None or base is None or not units.is_measurable(low, high):
             return units.ratio_and_range(ratio, low, high)
         low, high = (None if end is None else (end - 1) * base for end in (low, high))
@@ -129,7 +129,7 @@ class Metric:
 
     @property
     def heading(self) -> str:
-        """Of its column: with an arrow where it says how well a model learnt and less is better."""
+        """The heading of its column; a down arrow marks a metric of quality of which less is better."""
         return f"{self.title}{LESS_IS_BETTER}" if self.quality and self.better == "less" else self.title
 
     def is_better(self, value: float, other: float) -> bool:
@@ -143,7 +143,7 @@ class Metric:
 
     @property
     def per_token(self) -> bool:
-        """Whether it says nothing where tokenizers differ, and with them what a token is."""
+        """Whether it can't compare options whose tokenizers, and so whose tokens, differ."""
         return "same_tokens" in self.needs
 
 
@@ -159,8 +159,8 @@ _SPEED_AND_MEMORY = (
            columns={"terminal": 12, "markdown": 1, "page": 17}),
     Metric("step_time_iqr_seconds", "step IQR", "less", _SECONDS, "has the steadiest step",
            measured_as="step_time_iqr_seconds", spoiled_by=_UNCLEAN),
-    # Which pages the process happens to hold moves its peak on a CPU, for one option in every seed alike: Adam's is
-    # 4 % below AdamW's, and momentum's above both, though it keeps half their state (kept run of `optimizer`).
+    # On a CPU the peak depends on which pages the process happens to hold, the same way in every seed of an option:
+    # Adam's is 4 % below AdamW's, and momentum's above both, though it has half their state (run of `optimizer`).
     Metric("peak_memory_bytes", "memory", "less", _BYTES, "needs the least memory", 0.01, threshold_on_cpu=0.05,
            may_be_missing=True, columns={"terminal": 11, "markdown": 2, "page": 1}, shows_ratio=True,
            dimension=("memory", 1), comparison="tested", watched=True, exported=True),
@@ -200,10 +200,10 @@ _OTHERS = (
            columns={"terminal": 18, "markdown": 18}),
     Metric("training_seconds", "training", "less", _SECONDS, "trains in the shortest time",
            measured_as="training_seconds", spoiled_by=_UNCLEAN),
-    # Until the held-out loss was the baseline's final one with the same seed: no trial tells it alone.
+    # The time until the held-out loss was the baseline's final one with the same seed: it takes two trials.
     Metric(SECONDS_TO_LOSS, "to baseline's loss", "less", _HOURS, "is the first to reach the baseline's loss", 0.01,
            needs=("evaluation", "evaluations_on_the_way", "same_tokens"), spoiled_by=_UNCLEAN,
-           may_be_missing=True, of_those_that_learnt=True, after_figure=" to the baseline's loss"),
+           may_be_missing=True, only_if_reached=True, after_figure=" to the baseline's loss"),
     Metric("evaluation_seconds", "evaluation", "less", _SECONDS, "evaluates the fastest",
            measured_as="evaluation_seconds", spoiled_by=_UNCLEAN),
     Metric("skipped_share", "skipped steps", "less", _NUMBER, "skips the fewest steps"),
@@ -219,7 +219,7 @@ _OTHERS = (
            comparison="tested"),
     Metric("usd_of_job", "cost of the job", "less", _USD, "makes the job cheapest",
            spoiled_by=_UNCLEAN),
-    # Shown and never decided by: a share of one precision's rate says nothing of a share of another's.
+    # Displayed but never decides: a share of one precision's rate can't be compared with a share of another's.
     Metric("mfu", "MFU", "more", _SHARE, "uses most of the GPUs' peak", metered=True,
            spoiled_by=_UNCLEAN),
     Metric("hfu", "HFU", "more", _SHARE, "uses most of the GPUs' peak, recomputation included", metered=True,
@@ -228,17 +228,17 @@ _OTHERS = (
            metered=True, spoiled_by=_UNCLEAN),
 )  # fmt: skip
 
-_OWN: dict[str, Metric] = {}
-"""Of every suite that was read: reports of several may be made in one process."""
-_here: list[str] = []
-"""Of the suite that was read last, for hints."""
+_own_metrics: dict[str, Metric] = {}
+"""Metrics of own code of every suite that this process has read: it may make reports of several."""
+_last_declared: list[str] = []
+"""Names of the metrics of own code of the suite that was read last, for hints."""
 
 
 class Catalogue(dict[str, Metric]):
-    """Every built-in metric by name, in the order of ranking.json; those of own code are found by name only."""
+    """Every built-in metric by name, in the order of ranking.json; a lookup by name finds those of own code too."""
 
     def __missing__(self, name: str) -> Metric:
-        return _OWN[name]
+        return _own_metrics[name]
 
 
 METRICS = Catalogue({
@@ -246,62 +246,61 @@ METRICS = Catalogue({
     for metric in (*_SPEED_AND_MEMORY, *_OTHERS)
 })  # fmt: skip
 DECIDING = tuple(name for name, metric in METRICS.items() if metric.decides)
-"""Those that a suite may decide by."""
+"""The built-in metrics that a suite may decide by."""
 SCREENING = tuple(
     metric.name for metric in _SPEED_AND_MEMORY if metric.decides and "evaluation" not in metric.needs
 )
-"""Of these, those that a short trial of speed tells."""
+"""Of these, those that a short trial of speed measures."""
 QUALITY = tuple(name for name in DECIDING if METRICS[name].quality)
 """Of these, those that say how well a model learnt."""
 PER_TOKEN = frozenset(name for name in DECIDING if METRICS[name].per_token)
-"""Of these, those that say nothing where tokenizers differ."""
+"""Of these, those that can't compare options whose tokenizers differ."""
 
 
-def declare(own: Mapping[str, OwnMetric]) -> None:
-    """Own metrics of a suite that is read: from here on they are known by name. Raises WrongValueError."""
-    _here[:] = own
-    for name, asked in own.items():
-        title = name.replace("_", " ")
-        found = Metric(
-            name, title, asked.better, _NUMBER,
-            f"reaches the {'lowest' if asked.better == 'less' else 'highest'} {title}", 0.01, quality=True,
-            scored=True, needs=("evaluation", "score"),
+def declare(own_metrics: Mapping[str, OwnMetric]) -> None:
+    """Makes the own metrics of a suite known by name. Raises WrongValueError for a name that is taken."""
+    _last_declared[:] = own_metrics
+    for name, specification in own_metrics.items():
+        title, better = name.replace("_", " "), specification.better
+        metric = Metric(
+            name, title, better, _NUMBER, f"reaches the {'lowest' if better == 'less' else 'highest'} {title}",
+            0.01, quality=True, scored=True, needs=("evaluation", "score"),
         )  # fmt: skip
         key = f"eval.metrics.{name}"
         if name in METRICS:
             raise WrongValueError(key, f"{name} is a metric of selectbench: take another name", says_key=False)
-        if _OWN.setdefault(name, found).better != asked.better:
-            other = f"{name} is better: {_OWN[name].better} in another suite that was read before"
+        if _own_metrics.setdefault(name, metric).better != better:
+            other = f"{name} is better: {_own_metrics[name].better} in another suite that was read before"
             raise WrongValueError(key, f"{other}: take another name", says_key=False)
 
 
-def names_of(job: Job | CommandJob) -> list[str]:
+def metrics_of(job: Job | CommandJob) -> list[str]:
     """Every metric that the job's rows have, those of own code last."""
     return [*METRICS, *job.own_metrics]
 
 
 def deciding() -> list[str]:
-    """Those that a suite may decide by, own ones of every suite that was read among them."""
-    return [*DECIDING, *_OWN]
+    """The metrics that a suite may decide by, own ones of every suite that was read among them."""
+    return [*DECIDING, *_own_metrics]
 
 
 def unknown_metric(metric: object, among: Sequence[str] = ()) -> str | None:
-    """What is wrong with the name of a metric that is to decide, or None. `among`: those that serve there."""
+    """Why a metric of that name can't decide, or None. `among`: the metrics that a hint may name, if not all."""
     if metric in deciding():
         return None
     if reason := undecidable_reason(metric):
         return reason
-    known = list(among) or [*DECIDING, *_here]
-    headed = [n for n in known if n in METRICS and str(metric) in (METRICS[n].title, *METRICS[n].unit.written)]
-    hint = did_you_mean(metric, known) or one_of_these(headed[:1]) or f" (known: {', '.join(known)})"
+    known = list(among) or [*DECIDING, *_last_declared]
+    titled = [n for n in known if n in METRICS and str(metric) in (METRICS[n].title, *METRICS[n].unit.written)]
+    hint = did_you_mean(metric, known) or one_of_these(titled[:1]) or f" (known: {', '.join(known)})"
     return f"unknown metric {quoted(metric)}{hint}"
 
 
 def _checked(metric: object, check: Callable[[object], object]) -> object:
-    """`check` knows the built-in ones only."""
+    """The metric, if it may decide; `check` knows the built-in ones only. Raises ValueError."""
     if isinstance(metric, str) and (reason := unknown_metric(metric)):
         raise ValueError(reason)
-    return metric if isinstance(metric, str) and metric in _OWN else check(metric)
+    return metric if isinstance(metric, str) and metric in _own_metrics else check(metric)
 
 
 if TYPE_CHECKING:
@@ -317,7 +316,7 @@ else:  # what a suite may write
 
 
 def columns_of(report: Report) -> list[str]:
-    """The metrics that a report's table shows where they are known, in the table's order."""
+    """The metrics that a report's table has if they are known, in the table's order."""
     return sorted(
         (name for name, m in METRICS.items() if report in m.columns), key=lambda n: METRICS[n].columns[report]
     )
@@ -325,10 +324,10 @@ def columns_of(report: Report) -> list[str]:
 
 def default_threshold(metric: str, device: str) -> float:
     """Smallest difference that matters on the device, as a share; 0 for a metric that decides nothing."""
-    known = METRICS[metric]
-    if device == "cpu" and known.threshold_on_cpu is not None:
-        return known.threshold_on_cpu
-    return known.threshold or 0.0
+    entry = METRICS[metric]
+    if device == "cpu" and entry.threshold_on_cpu is not None:
+        return entry.threshold_on_cpu
+    return entry.threshold or 0.0
 
 
 def undecidable_reason(metric: object) -> str | None:
@@ -347,9 +346,9 @@ _COMPARE: Mapping[Operator, Callable[[float, float], bool]] = {
 }  # fmt: skip
 Yardstick = Literal["baseline", "reference"]
 LEAST_BARE_BYTES = 1 << 20
-"""A bound in bytes without a unit below this is a unit forgotten."""
+"""A bound in bytes below this that has no unit is taken for one whose unit was forgotten."""
 LEAST_BARE_SPEED = 10
-"""A bound on a speed without a unit below this is a factor whose yardstick was forgotten."""
+"""A bound on a speed below this that has no unit is taken for a factor whose reference was forgotten."""
 _GRAMMAR = re.compile(
     r"\s*(\S+?)\s*(<=|>=|<|>)\s*([-+]?[.0-9][.0-9_]*(?:[eE][-+]?[0-9]+)?)\s*(?:(x)\s*(\w+)|([A-Za-z][A-Za-z/]*))?\s*"
 )
@@ -360,13 +359,13 @@ class Constraint:
     """A bound on one metric of a row."""
 
     metric: str
-    """One of those that decide."""
+    """The metric, one of those that decide."""
     operator: Operator
-    """How the row's value must stand to the bound."""
+    """The comparison of the row's value with the bound that must hold."""
     value: float
-    """The bound in the metric's unit, or the factor on what it is measured against."""
+    """The bound in the metric's unit, or the factor by which another value is multiplied."""
     against: Yardstick | None
-    """Whose value the factor is of; None: the bound is absolute."""
+    """Whose value is multiplied by the factor; None: the bound is absolute."""
 
     @property
     def relative(self) -> bool:
@@ -374,21 +373,21 @@ class Constraint:
         return self.against is not None
 
     def holds(self, value: float, bound: float) -> bool:
-        """Whether a value stands to a bound as it asks."""
+        """Whether the constraint's comparison holds between a value and a bound."""
         return _COMPARE[self.operator](value, bound)
 
 
 def parse_constraint(text: str, against: Yardstick = "baseline", among: Sequence[str] = ()) -> Constraint:
-    """Reads `METRIC (<=|>=|<|>) NUMBER[unit]` or `NUMBERx baseline`. Raises ValueError where it isn't that.
+    """Reads `METRIC (<=|>=|<|>) NUMBER[unit]` or `NUMBERx baseline`. Raises ValueError for anything else.
 
-    `against`: the one word that may follow `x`; `among`: the metrics to name where it is unknown.
+    `against`: the one word that may follow `x`; `among`: the metrics that the hint on an unknown one names.
     """
-    matched = _GRAMMAR.fullmatch(text)
-    if matched is None:
+    match = _GRAMMAR.fullmatch(text)
+    if match is None:
         raise ValueError(
             f"{quoted(text)} is not METRIC (<= >= < >) NUMBER with or without a unit, or NUMBERx {against}"
         )
-    metric, operator, number, times, yardstick, unit = matched.groups()
+    metric, operator, number, times, yardstick, unit = match.groups()
     if reason := unknown_metric(metric, among):
         raise ValueError(reason)
     if metric == SECONDS_TO_LOSS and against == "reference":
@@ -400,28 +399,27 @@ def parse_constraint(text: str, against: Yardstick = "baseline", among: Sequence
         raise ValueError(f"{quoted(text)}: expected `{number}x {against}`, found `{number}x {yardstick}`")
     if unit in ("x", *get_args(Yardstick)):
         raise ValueError(f"{quoted(text)}: write `{metric} {operator} {number}x {against}`")
-    known = METRICS[metric].unit.written
-    if unit and unit not in known:
-        hint = did_you_mean(unit, list(known)) or (f" (known: {', '.join(known)})" if known else "; it has none")
-        raise ValueError(f"{quoted(unit)} is no unit of {metric}{hint}")
+    factors = METRICS[metric].unit.written
+    if unit and unit not in factors:
+        known = f" (known: {', '.join(factors)})" if factors else "; it has none"
+        raise ValueError(f"{quoted(unit)} is no unit of {metric}{did_you_mean(unit, list(factors)) or known}")
     try:
-        value = float(number) * (known[unit] if unit else 1)
+        value = float(number) * (factors[unit] if unit else 1)
     except ValueError:
         raise ValueError(f"{quoted(number)} is not a number") from None
     if not math.isfinite(value):
         raise ValueError(f"{quoted(number)} is too large a number")
-    if reason := _senseless(metric, matched.groups(), value, against):
+    if reason := _bound_problem(metric, match.groups(), value, against):
         raise ValueError(f"{quoted(text)}: {reason}")
     return Constraint(metric, cast("Operator", operator), value, against if times else None)
 
 
-def _senseless(metric: str, parts: tuple[str | None, ...], value: float, against: Yardstick) -> str | None:
+def _bound_problem(metric: str, parts: tuple[str | None, ...], value: float, against: Yardstick) -> str | None:
     """What is wrong with a bound that can be read, or None."""
     _, operator, number, times, _, unit = parts
-    wanted = ">" if METRICS[metric].better == "more" else "<"
-    if not (operator or "").startswith(wanted):
-        better = "more" if wanted == ">" else "less"
-        return f"{better} {metric} is better, so a bound is {wanted}= (found {operator})"
+    direction = ">" if METRICS[metric].better == "more" else "<"
+    if not (operator or "").startswith(direction):
+        return f"{METRICS[metric].better} {metric} is better, so a bound is {direction}= (found {operator})"
     if times and value <= 0:
         return f"the factor on the {against}'s value must be above 0"
     if metric.endswith("_per_second") and not times and not unit and 0 < value < LEAST_BARE_SPEED:

@@ -28,12 +28,12 @@ from selectbench.suite.suite import (
 AnyOption = Choices | CommandChoices
 
 _DIGITS = 3
-"""Significant ones of a value: a learning rate is not known better."""
+"""Significant digits of a value that is tried: nobody needs a learning rate more exactly."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Where an option's setting is looked for."""
+    """The range in which the best value of an option's setting is searched."""
 
     path: str
     low: float
@@ -41,25 +41,25 @@ class Axis:
     logarithmic: bool
 
     def at(self, share: float) -> float:
-        """The value at a share of the way from the low end, 0, to the high one, 1; beyond them too."""
+        """The value at a share of the way from the low end, 0, to the high end, 1; shares may be outside [0, 1]."""
         value = self.low + share * (self.high - self.low)
         if self.logarithmic:
             value = self.low * (self.high / self.low) ** share
         return float(f"{value:.{_DIGITS}g}")
 
     def share(self, value: float) -> float:
-        """Where a value lies."""
+        """The share of the way from the low end to the high end at which a value lies."""
         if self.logarithmic:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
 
 def axes_of(tune: Tune, choices: AnyOption) -> list[Axis]:
-    """Of the settings that the option has. Raises ValueError for one whose range is not known."""
-    return [axis(path, found, choices) for path, found in tune.parameters.items() if has(choices, path)]
+    """The axes of the tuned settings that the option has. Raises ValueError for one whose range is not known."""
+    return [axis(path, ends, choices) for path, ends in tune.parameters.items() if has_setting(choices, path)]
 
 
-def has(choices: AnyOption, path: str) -> bool:
+def has_setting(choices: AnyOption, path: str) -> bool:
     """Whether the option has the setting."""
     if isinstance(choices, CommandChoices):
         return path in choices.values
@@ -67,10 +67,10 @@ def has(choices: AnyOption, path: str) -> bool:
     return setting in getattr(type(getattr(choices, dimension, None)), "model_fields", {})
 
 
-def axis(path: str, found: Range, choices: AnyOption) -> Axis:
-    """The range of the suite, or the one of the option's class. Raises ValueError where there is neither."""
-    if ends := found.log or found.linear:
-        return Axis(path, ends[0], ends[1], found.log is not None)
+def axis(path: str, given: Range, choices: AnyOption) -> Axis:
+    """The axis of the suite's range, or of the option's class. Raises ValueError if neither gives a range."""
+    if ends := given.log or given.linear:
+        return Axis(path, ends[0], ends[1], given.log is not None)
     chosen = choices.optimizer if path == "optimizer.lr" and isinstance(choices, Choices) else None
     if chosen is None or chosen.lr_range is None:
         name = getattr(getattr(choices, path.partition(".")[0]), "name", "")
@@ -80,7 +80,7 @@ def axis(path: str, found: Range, choices: AnyOption) -> Axis:
 
 
 def with_values(choices: AnyOption, values: Values) -> AnyOption | None:
-    """The option with these settings; None where one is out of its setting's bounds."""
+    """The option with these settings; None if one of the values is out of its setting's bounds."""
     if isinstance(choices, CommandChoices):
         return choices.but(**values)
     for path, value in values.items():
@@ -97,7 +97,7 @@ def with_values(choices: AnyOption, values: Values) -> AnyOption | None:
 
 
 def first_values(tune: Tune, axes: Sequence[Axis]) -> list[Values]:
-    """Of one setting a grid, of several a sequence that fills their box evenly."""
+    """The values that are tried first: a grid of one setting, or points that fill the box of several evenly."""
     if len(axes) > 1:
         from scipy.stats import qmc  # half a second that most suites need not pay
 
@@ -111,46 +111,49 @@ def first_values(tune: Tune, axes: Sequence[Axis]) -> list[Values]:
 
 
 def beyond(axis: Axis, tried: Sequence[float], *, upwards: bool) -> float:
-    """One more value past an end of those tried, as far as the two at that end lie apart."""
+    """One more value beyond an end of those tried, at the distance of the last two at that end."""
     shares = sorted(map(axis.share, tried))
     last, before = (shares[-1], shares[-2]) if upwards else (shares[0], shares[1])
     return axis.at(2 * last - before)
 
 
 def between(axis: Axis, value: float, other: float) -> float:
-    """The value half-way between two."""
+    """The value half-way between two, on the axis's scale."""
     return axis.at((axis.share(value) + axis.share(other)) / 2)
 
 
 def tuning_suite(suite: Suite, tried: Mapping[str, Sequence[Values]]) -> Suite:
-    """Trials for quality of these settings, by option; each completes its own, shorter schedule."""
+    """The suite whose trials show the quality of these settings, by option; each completes a shorter schedule."""
     assert suite.tune is not None
     return _stage(suite, tried, tuning_job(suite), suite.tune.seed)
 
 
 def speed_suite(suite: Suite, tried: Mapping[str, Sequence[Values]]) -> Suite:
-    """Short trials of speed alone, at rates that none diverges at: what a step takes does not depend on them."""
+    """The suite of short trials that show speed alone, at learning rates at which no option diverges.
+
+    The time of a step does not depend on the learning rate.
+    """
     assert suite.best_of is not None
     return _at_low_rates(_stage(suite, tried, speed_job(suite), suite.best_of.seed))
 
 
 def _at_low_rates(stage: Suite) -> Suite:
-    def slow(option: Option) -> Option:
+    def at_low_rate(option: Option) -> Option:
         optimizer = option.built.optimizer
         lowest = min([optimizer.lr, *(optimizer.lr_range or [])])
         return option.but(choices=with_values(option.choices, {"optimizer.lr": lowest}) or option.choices)
 
-    return stage.but(options=[slow(option) for option in stage.options])
+    return stage.but(options=[at_low_rate(option) for option in stage.options])
 
 
 SCREENING_STEPS = 10
-"""Timed steps of a screening trial of the largest global batch at least, after the job's warm-up steps."""
+"""Least number of timed steps of a screening trial, at the largest global batch, after the job's warm-up steps."""
 SCREENING_SECONDS = 1.0
-"""Timed at least: of less, a trial's speed is mostly chance."""
+"""Least time that is timed in a screening trial: the speed of a shorter one is mostly chance."""
 
 
 def screening_seeds(suite: Suite) -> list[int]:
-    """Of an option's first trial and of its second one: none of the contest's."""
+    """The seeds of each option's two screening trials; the contest uses neither."""
     return _unused_seeds(suite, 2000, 2)
 
 
@@ -159,12 +162,12 @@ def _unused_seeds(suite: Suite, first: int, n: int) -> list[int]:
 
 
 def without(suite: Suite, names: Collection[str]) -> Suite:
-    """The suite without these options; the very suite where there is none of them."""
+    """The suite without these options; the suite itself if no names are given."""
     return suite.but(options=[o for o in suite.options if o.name not in names]) if names else suite
 
 
 def screening_suite(suite: Suite) -> Suite:
-    """Two short trials of speed of every option, of which the records tell which are run (`analysis.screening`)."""
+    """The suite of two short trials of speed of every option; their records decide which options are run."""
     stage = suite.but(seeds=screening_seeds(suite), save="none")
     steps = suite.job.timing.warmup_steps + SCREENING_STEPS
     if (command := suite.command) is not None:  # its schedule is the script's, and goes on as if for all steps
@@ -174,17 +177,17 @@ def screening_suite(suite: Suite) -> Suite:
 
 
 INTERFERENCE_PAIRS = 5
-"""Of trials of the baseline, alone and beside neighbours: of speeds that vary by 0.5 %, so many show an equivalence
-within 1 % in nine of ten runs."""
+"""Pairs of trials of the baseline, one alone and one with neighbours: if speeds vary by 0.5 %, so many pairs show
+an equivalence within 1 % in nine of ten runs."""
 
 
 def interference_seeds(suite: Suite) -> list[int]:
-    """Of each pair's trial alone and of the one beside neighbours, in turn: none of the contest's."""
+    """The seeds of each pair's trial alone and its trial with neighbours, in turn; the contest uses none."""
     return _unused_seeds(suite, 3000, 2 * INTERFERENCE_PAIRS)
 
 
 def interference_suite(suite: Suite) -> Suite:
-    """Short trials of speed of every option, timed for as long as a trial is; the baseline's are recorded."""
+    """The suite of short trials of speed, timed as long as the contest's; only the baseline's are recorded."""
     short = screening_suite(suite).but(seeds=interference_seeds(suite))
     if suite.command is not None:
         return short
@@ -193,11 +196,11 @@ def interference_suite(suite: Suite) -> Suite:
 
 
 REPEATED_STEPS = 8
-"""Of the short trial that shows whether a script does the same when it is started twice."""
+"""Steps of the short trial that shows whether a script does the same when it is started twice."""
 
 
 def repeat_suite(suite: Suite) -> Suite:
-    """The baseline's command with the first seed once more, for a few steps."""
+    """The suite of one short trial that repeats the baseline's command with the first seed."""
     job = suite.command
     assert job is not None
     short = job.but(stop=min(REPEATED_STEPS, job.stops_after), eval="none")
@@ -205,7 +208,7 @@ def repeat_suite(suite: Suite) -> Suite:
 
 
 def tuning_job(suite: Suite) -> AnyJob:
-    """The job within the tuning's budget: warm-up in proportion, one evaluation, at the end.
+    """The job of a tuning trial, within its budget: warm-up in proportion, one evaluation, at the end.
 
     Where options set global batches of their own, the budget is rounded up until all divide its tokens.
     """
@@ -220,7 +223,7 @@ def tuning_job(suite: Suite) -> AnyJob:
 
 
 def speed_job(suite: Suite) -> Job:
-    """A few steps without an evaluation: as many as asked for of the largest global batch, more of smaller ones."""
+    """The job of a speed trial, without an evaluation: `best_of.max_steps` at the largest global batch."""
     assert suite.best_of is not None
     return _short_job(suite, suite.best_of.max_steps)
 
@@ -243,25 +246,25 @@ def _shortened(job: Job, steps: int) -> Job:
 
 def _stage(suite: Suite, tried: Mapping[str, Sequence[Values]], job: AnyJob, seed: int) -> Suite:
     options = [
-        Option(name=label(name, values), choices=_settled(suite.option(name).choices, values), differs_in=[],
+        Option(name=label(name, values), choices=_with_valid(suite.option(name).choices, values), differs_in=[],
                tunes=name, tried=values)
-        for name, every in tried.items() for values in every
+        for name, candidates in tried.items() for values in candidates
     ]  # fmt: skip
     baseline = options[0].name
     return suite.but(job=job, options=options, baseline=baseline, seeds=[seed], control=False, save="none")
 
 
 def label(option: str, values: Values) -> str:
-    """`adamw lr=0.003`."""
+    """The name of an option with these settings: `adamw lr=0.003`."""
     return " ".join([option, *(f"{path.rpartition('.')[2]}={value:g}" for path, value in values.items())])
 
 
 def with_settings(suite: Suite, chosen: Mapping[str, Values]) -> Suite:
-    """The suite of the contest: options with what was found best for them."""
-    own = {name: dict(values) for name, values in chosen.items()}
-    if suite.control and suite.baseline in own:
-        own[CONTROL] = own[suite.baseline]
-    choices = {o.name: _settled(o.choices, own.get(o.name, {})) for o in suite.options}
+    """The suite of the contest: every option with its `chosen` settings, those that the search has shown best."""
+    settings = {name: dict(values) for name, values in chosen.items()}
+    if suite.control and suite.baseline in settings:
+        settings[CONTROL] = settings[suite.baseline]
+    choices = {o.name: _with_valid(o.choices, settings.get(o.name, {})) for o in suite.options}
     base = choices[suite.baseline]
     return suite.but(options=[
         o.but(choices=choices[o.name], differs_in=differences(suite.job, choices[o.name], base))
@@ -269,14 +272,14 @@ def with_settings(suite: Suite, chosen: Mapping[str, Values]) -> Suite:
     ])  # fmt: skip
 
 
-def _settled(choices: AnyOption, values: Values) -> AnyOption:
-    found = with_values(choices, values)
-    assert found is not None, "values out of bounds are never tried"
-    return found
+def _with_valid(choices: AnyOption, values: Values) -> AnyOption:
+    changed = with_values(choices, values)
+    assert changed is not None, "values out of bounds are never tried"
+    return changed
 
 
 def sizes_to_try(best_of: BestOf, job: Job, ranks: int) -> list[int]:
-    """Micro-batch sizes that cut the step of an option's job for so many ranks, the smallest first."""
+    """Micro-batch sizes into which the step of an option's job divides on so many ranks, the smallest first."""
     share = job.global_batch_size // ranks
     sizes = best_of.micro_batch_size
     if sizes == "auto":

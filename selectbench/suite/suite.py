@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from selectbench.choices import AnyChoices, Choices
 from selectbench.choices.choice import Strict, WrongValueError
 from selectbench.choices.execution import MicroBatchSize
-from selectbench.suite.command import NO_CHOICES, CommandChoices, CommandJob
+from selectbench.suite.command import NOTES, CommandChoices, CommandJob
 from selectbench.suite.job import Job, Steps
 from selectbench.suite.metrics import (
     Objective,
@@ -66,14 +66,14 @@ class LeftOpen(Strict):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As the shared choices say them."""
-        found: dict[str, Any] = {PRECISION: AUTO} if self.precision else {}
-        return found | ({MICRO_BATCH_SIZE: self.micro_batch_size.model_dump()} if self.micro_batch_size else {})
+        """The open settings, as the shared choices of a suite file have them."""
+        precision: dict[str, Any] = {PRECISION: AUTO} if self.precision else {}
+        return precision | ({MICRO_BATCH_SIZE: self.micro_batch_size.model_dump()} if self.micro_batch_size else {})
 
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 TUNING_SEED = 1000
-"""Of tuning trials where the suite states none; the contest may not use it."""
+"""The seed of tuning trials if the suite states none; the contest may not use it."""
 Ends = Annotated[list[float], Field(min_length=2, max_length=2)]
 _SHARE = r"^(0?\.[0-9]+|1(\.0*)?)x$"
 
@@ -100,8 +100,8 @@ class Range(Strict):
                 f"a logarithmic range begins above 0, found [{low:g}, {high:g}]: for example [1e-4, 1e-2]"
             )
         if low >= high:
-            found = "is empty" if low == high else "is upside down"
-            raise ValueError(f"the range [{low:g}, {high:g}] {found}: write [smaller, larger]")
+            wrong = "is empty" if low == high else "is upside down"
+            raise ValueError(f"the range [{low:g}, {high:g}] {wrong}: write [smaller, larger]")
         return self
 
 
@@ -120,7 +120,7 @@ class Budget(Strict):
         return max_steps
 
     def steps(self, max_steps: int) -> int:
-        """Of a tuning trial, at least 1."""
+        """Optimizer steps of a tuning trial, at least 1; `max_steps`: the job's."""
         if isinstance(self.max_steps, int):
             return self.max_steps
         return max(1, math.ceil(float(self.max_steps.removesuffix("x")) * max_steps))
@@ -143,7 +143,7 @@ class Tune(Strict):
     @model_validator(mode="after")
     def _says_how_many(self) -> Tune:
         several, key = len(self.parameters) > 1, "trials"
-        counted = [path for path, found in self.parameters.items() if found.n is not None]
+        counted = [path for path, parameter in self.parameters.items() if parameter.n is not None]
         if several and counted:
             key, wrong = f"parameters.{counted[0]}.n", "of several settings `trials` says how many in all"
         elif several and self.trials is None:
@@ -157,12 +157,12 @@ class Tune(Strict):
     @property
     def first_trials(self) -> int:
         """Trials of each option before any range is extended."""
-        (alone, *_) = self.parameters.values()
-        return self.trials or alone.n or DEFAULT_N
+        (first, *_) = self.parameters.values()
+        return self.trials or first.n or DEFAULT_N
 
 
 DEFAULT_N = 5
-"""Values of a single setting where the suite does not say."""
+"""How many values of a single setting are tried if the suite does not say."""
 
 
 class BestOf(Strict):
@@ -266,7 +266,7 @@ class Api(Strict):
     def _is_an_address(cls, address: str) -> str:
         if not re.match(r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$", address):
             wrong = "expected an address such as https://api.openai.com/v1, without a key or a password in it"
-            raise ValueError(wrong)  # what was found may hold one
+            raise ValueError(wrong)  # without the given address, which may hold a key
         return re.sub(r"(/chat)?/completions$", "", address.rstrip("/"))
 
     @field_validator("key_env")
@@ -315,9 +315,9 @@ class Reference(Strict):
             raise WrongValueError("max_usd", "max_usd needs usd_per_million_tokens, to know what an answer costs")
         if self.prompt is not None and "{source}" not in self.prompt:
             raise WrongValueError("prompt", "the prompt lacks {source}, where the text is put in")
-        ours = {"messages", "model", "n", "prompt", "stream", "echo", "logprobs", "max_tokens"}
-        if ours := ours & self.request.keys():
-            raise WrongValueError("request", f"request may not set {', '.join(sorted(ours))}")
+        reserved = {"messages", "model", "n", "prompt", "stream", "echo", "logprobs", "max_tokens"}
+        if taken := reserved & self.request.keys():
+            raise WrongValueError("request", f"request may not set {', '.join(sorted(taken))}")
         if any(re.search(_SECRETS, path, re.IGNORECASE) for path, _ in leaves(self.request)):
             raise WrongValueError("request", "request may hold no key, as it is written down: name it by key_env")
         if not isinstance(most := self.request.get("max_completion_tokens", 1), int) or most < 1:
@@ -389,7 +389,7 @@ class AnySuiteFile(Strict):
     @field_validator("job")
     @classmethod
     def _declares_its_metrics(cls, job: AnyJob) -> AnyJob:
-        """Before what decides by them is read."""
+        """Makes the job's own metrics known before the fields that may name them are validated."""
         declare(job.own_metrics)
         return job
 
@@ -429,7 +429,7 @@ class Option(Strict):
 
     @property
     def built(self) -> Choices:
-        """Its choices, where the job is no command."""
+        """Its choices, if the job is no command."""
         assert isinstance(self.choices, Choices)
         return self.choices
 
@@ -454,17 +454,17 @@ class Suite(AnySuiteFile):
 
     @property
     def built(self) -> Job:
-        """The job, where it is no command."""
+        """The job, if it is no command."""
         assert isinstance(self.job, Job)
         return self.job
 
     def job_of(self, option: Option) -> Job:
-        """The job as the option does it, where it is no command."""
+        """The job as the option does it, if it is no command."""
         return self.built.of(option.built)
 
     @property
     def command(self) -> CommandJob | None:
-        """The job, where it is a command."""
+        """The job if it is a command, else None."""
         return self.job if isinstance(self.job, CommandJob) else None
 
     def threshold(self, metric: str) -> float:
@@ -473,18 +473,18 @@ class Suite(AnySuiteFile):
 
     @property
     def saved_seeds(self) -> list[int]:
-        """Those of which every option's trained model is kept."""
+        """The seeds of which every option's trained model is saved."""
         return {"none": [], "first_seed": self.seeds[:1], "all": self.seeds}[self.save]
 
     def unused_seeds(self, count: int) -> list[int]:
-        """So many that no round has, nor a search before the contest."""
+        """`count` seeds that neither a round nor a search before the contest uses."""
         taken = {*self.seeds, *(search.seed for search in (self.tune, self.best_of) if search)}
         unused = (seed for seed in itertools.count(max(self.seeds) + 1) if seed not in taken)
         return list(itertools.islice(unused, count))
 
     @property
-    def asked_options(self) -> list[Option]:
-        """Without the control, which is the baseline once more and takes what the baseline takes."""
+    def without_control(self) -> list[Option]:
+        """The options that the suite names, without the control, which is the baseline once more."""
         return [option for option in self.options if not (self.control and option.name == CONTROL)]
 
     def option(self, name: str) -> Option:
@@ -496,50 +496,50 @@ class Suite(AnySuiteFile):
 
 
 def differences(job: AnyJob, choices: AnyChoices, baseline: AnyChoices) -> list[str]:
-    """Dimensions that differ, `optimizer.lr` or `model.n_layer` where the class is the same and a setting is not.
+    """Dimensions that differ, `optimizer.lr` or `model.n_layer` if the class is the same and a setting is not.
 
-    A model or tokenizer that is not given is the job's own. Of a command, the keys that differ.
+    A model or tokenizer that is not given is the job's. Of a command, the keys that differ.
     """
     if not isinstance(choices, Choices):
-        mine, other = choices.model_dump(), baseline.model_dump()
-        keys = [key for key in {**mine, **other} if key not in NO_CHOICES]
-        return [key for key in keys if mine.get(key) != other.get(key)]
+        option, other = choices.model_dump(), baseline.model_dump()
+        keys = [key for key in {**option, **other} if key not in NOTES]
+        return [key for key in keys if option.get(key) != other.get(key)]
 
     def class_of(value: object) -> tuple[object, ...]:
-        """Of a choice or a model; own code of another name is another class."""
+        """The class of a choice or a model; own code of another name is another class."""
         return type(value), getattr(value, "name", None), getattr(value, "family", None)
 
-    found: list[str] = []
+    differing: list[str] = []
     for dimension in Choices.model_fields:
-        own = getattr(job, dimension) if dimension in ("model", "tokenizer") else None
-        ours, theirs = (own if (value := getattr(c, dimension)) is None else value for c in (choices, baseline))
-        if ours == theirs:
+        default = getattr(job, dimension) if dimension in ("model", "tokenizer") else None
+        chosen, base = (default if (c := getattr(o, dimension)) is None else c for o in (choices, baseline))
+        if chosen == base:
             continue
-        if isinstance(ours, BaseModel) and class_of(ours) == class_of(theirs):
-            settings = type(ours).model_fields
-            found += [f"{dimension}.{s}" for s in settings if getattr(ours, s) != getattr(theirs, s)]
+        if isinstance(chosen, BaseModel) and class_of(chosen) == class_of(base):
+            settings = type(chosen).model_fields
+            differing += [f"{dimension}.{s}" for s in settings if getattr(chosen, s) != getattr(base, s)]
         else:
-            found.append(dimension)
-    return found
+            differing.append(dimension)
+    return differing
 
 
 def besides_the_rate(choices: AnyChoices, baseline: AnyChoices) -> list[str]:
     """Settings besides the learning rate in which an optimizer of another class differs: `weight_decay 1 (0.1)`.
 
-    In brackets is the baseline's, where it has such a setting. What both have alike is left out.
+    The baseline's value is in brackets, if its optimizer has the setting. Equal settings are left out.
     """
     if not isinstance(choices, Choices) or not isinstance(baseline, Choices):
         return []
-    ours, theirs = choices.optimizer.model_dump(), baseline.optimizer.model_dump()
-    if ours["name"] == theirs["name"]:
+    chosen, base = choices.optimizer.model_dump(), baseline.optimizer.model_dump()
+    if chosen["name"] == base["name"]:
         return []
-    numbers = {key: value for key, value in ours.items() if isinstance(value, bool | int | float) and key != "lr"}
+    numbers = {key: value for key, value in chosen.items() if isinstance(value, bool | int | float) and key != "lr"}
     return [
-        f"{key} {_shown(value)}" + (f" ({_shown(theirs[key])})" if theirs.get(key) is not None else "")
+        f"{key} {_number_text(value)}" + (f" ({_number_text(base[key])})" if base.get(key) is not None else "")
         for key, value in numbers.items()
-        if theirs.get(key) != value
+        if base.get(key) != value
     ]
 
 
-def _shown(value: object) -> str:
+def _number_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}"
