@@ -26,7 +26,7 @@ from selectbench.record.environment import Calibration
 from selectbench.record.run_folder import PastRun
 from selectbench.report import document as doc
 from selectbench.report.evidence import cleaning_lines, machine_choice_text
-from selectbench.suite.command import ALONE, CommandChoices, Where, arguments
+from selectbench.suite.command import ONE_NODE, CommandChoices, CommandNode, arguments
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite, besides_the_rate
 from selectbench.text import clean, one_line, visible
@@ -270,7 +270,7 @@ def _command(plan: Plan, planned: PlannedOption) -> str:
     job, choices = plan.suite.command, planned.option.choices
     assert job is not None
     assert isinstance(choices, CommandChoices)
-    where = Where(0, plan.nodes, "HOST:PORT") if plan.nodes > 1 and planned.world_size > 1 else ALONE
+    where = CommandNode(0, plan.nodes, "HOST:PORT") if plan.nodes > 1 and planned.world_size > 1 else ONE_NODE
     return shlex.join(arguments(job, choices, plan.suite.seeds[0], planned.world_size, where))
 
 
