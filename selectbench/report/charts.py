@@ -146,7 +146,7 @@ class Picture:
     values: tuple[Sequence[float], Sequence[float]]
     height: float = HEIGHT
     left: float = LEFT
-    """Room for the y axis."""
+    """Room for the labels of the y axis."""
     names: Sequence[tuple[float, str]] | None = None
     """Names at values of the y axis, instead of ticks."""
     shapes: list[str] = field(default_factory=list)

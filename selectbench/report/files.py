@@ -138,11 +138,11 @@ def best_head(ranking: Ranking, file: str) -> str:
 
 
 _NAME_MOST, _CELL_MOST = 120, 300
-"""Characters of a cell."""
+"""Most characters of a row's name, and of any other cell."""
 
 
 def render_html(document: doc.Document, *, is_fragment: bool = False) -> str:
-    """One page, the same bytes for the same arguments; `is_fragment`: for inside a notebook's, without a script."""
+    """One page, the same bytes for the same arguments; `is_fragment`: an element for a notebook, no script."""
     from jinja2 import Environment, StrictUndefined  # slow to import, and needed here alone
 
     package = files(__package__)
@@ -171,7 +171,7 @@ _NOTEBOOK_RESETS = (
     "table{margin:0;border:0;table-layout:auto}"
     "tr,tr:hover,tr:nth-child(odd),tr:nth-child(even){background:none}"
 )
-"""In place of what a notebook would have; rules of the page that come after it stay."""
+"""Resets the notebook's own rules for these elements; rules of the page come later and win."""
 _FRAGMENT_STYLE = "h1{font-size:1.4rem}main{padding-bottom:0}"
 
 

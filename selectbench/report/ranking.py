@@ -270,7 +270,7 @@ def to_loss_value(row: Row, name: str) -> doc.Value:
 
 
 def state_text(row: Row) -> str:
-    """What went wrong with a row, or why it has no rank, in a few words; empty where all went well."""
+    """What sets a row apart, such as failures or a failed constraint, in a few words; empty where nothing does."""
     if row.status in ("screened_out", "reference"):
         return "screened out" if row.status == "screened_out" else NOT_TRAINED
     kinds, states = [failure.kind for failure in row.failures], row.gpu.states if row.gpu else {}

@@ -104,7 +104,7 @@ def report(
 
 
 def summary(ranking: Ranking, medium: Literal["terminal", "page"] = "terminal") -> doc.Document:
-    """The table, causes of what was not ranked, and warnings; on a terminal the answer is said last."""
+    """The table, causes of what was not ranked, and warnings; on a terminal the answer comes last."""
     best = ranking.rows[0].option if ranking.rows and ranking.rows[0].rank is not None else None
     others = [verdict for verdict in ranking.verdicts if verdict.option not in (None, best)]
     lines = [
