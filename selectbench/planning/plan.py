@@ -167,7 +167,7 @@ class PlannedOption:
 
 
 CANNOT_START = "this run cannot start here"
-"""Beginning of a note that says why; such notes are printed before the plan."""
+"""Beginning of a note that says why; such notes are printed first, below the title."""
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def test_options_that_the_script_names_are_added_and_another_option_waits_to_be_
         (scripts.folder / "suites" / "own.yaml").write_text(wanted)
         planned = scripts.call("plan", "suites/own.yaml")
         assert planned.returncode == 0, planned.stderr
-        assert ("\nchanged " in planned.stdout) == (wanted is not text)
+        assert ("\n changed " in planned.stdout) == (wanted is not text)
     assert f"each trial: 200 steps, and is stopped then, in {scripts.folder}" in planned.stdout
 
 
