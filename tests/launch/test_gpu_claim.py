@@ -374,8 +374,8 @@ def test_a_plan_counts_idle_gpus(driver: StandIn, torch: FakeTorch, tmp_path: Pa
     assert planned(run_cli(driver, torch, tmp_path, "plan", "tiny.yaml", "--json")) == {"whole": 1, "ranks": 1}
     said = run_cli(driver, torch, tmp_path, "plan", "tiny.yaml", "--gpus", "1,0").stdout
     assert "ddp x 2 ranks" in said
-    assert "note: 1 of 2 GPUs are idle now" in said
-    assert "note: GPU 0 (Board 0): utilization 50%" in said
+    assert "warning: 1 of 2 GPUs are idle now" in said
+    assert "warning: GPU 0 (Board 0): utilization 50%" in said
     assert torch.asked_under() == []
 
 
