@@ -120,13 +120,15 @@ class TimeLeft:
         self.completed |= {option} if completed else set()
 
     def seconds(self, runs: Sequence[RunningTrial] = (), now: float = 0.0, lanes: int = 1) -> float | None:
-        """Seconds until the run ends; None: not known yet. `runs`: running trials; `now`: time of their clock."""
+        """Seconds until the run ends; None: not known, or no lane runs now. `now`: by the clock of `runs`."""
+        if not lanes:
+            return None
         means = {option: fmean(walls) for option, walls in self.walls.items()}
         of_others = [means[option] for option in self.completed]
         running_seconds: list[float] = []
         for trial in runs:
             elapsed, steps = trial.elapsed(now), trial.steps_left_seconds(now)
-            if trial.option not in self.walls and steps is not None:
+            if trial.option not in self.completed and steps is not None:
                 means[trial.option] = elapsed + steps
                 of_others.append(elapsed + steps)
             expected = means.get(trial.option, fmean(of_others) if of_others else None)
@@ -218,7 +220,7 @@ class Display:
         self.tick()
 
     def phase_changed(self, phase: str) -> None:
-        """The running trial goes over to another kind of work: setup, train, evaluate, extra."""
+        """The running trial goes over to another kind of work: setup, train, evaluate, save, extra."""
         running, now = self.running, self.clock()
         if running is None:
             return

@@ -79,6 +79,7 @@ from selectbench.record.run_folder import (
     MODEL,
     RANKING,
     RECORDS_FILE,
+    ROUNDS,
     SUITE,
     TRIALS,
     WEIGHTS,
@@ -274,22 +275,41 @@ def attend(run: SlurmRun, display: Display, notify: Notify) -> Result | None:
 
     Raises UserError, and KeyboardInterrupt where the user stops looking; the run goes on then.
     """
-    planned = [trial for trials in run.planned.values() for trial in trials]
-    display.run_started(run.folder.parent.name, Counter(option for option, _ in planned), {})
-    reported: set[tuple[str, int]] = set()
-    line = ""
+    planned = Counter(option for trials in run.planned.values() for option, _ in trials)
+    counted, may_run_again = set[tuple[str, int]](), set[tuple[str, int]]()
+    before: list[Round] = []
 
     def show(rounds: Sequence[Round]) -> None:
-        nonlocal line
-        display.lanes = max(1, sum(r.task is not None and r.task.state == "RUNNING" for r in rounds))
-        if line != (line := states(rounds)):
-            display.note(line)
-        for record in (record for r in rounds for record in r.ended):
-            trial = record.trial.option, record.trial.seed
-            if trial not in reported:
-                reported.add(trial)
-                display.trial_ended(*trial, record.outcome, record.wall_seconds)
+        if not before:
+            display.run_started(run.folder.parent.name, planned, begin(rounds))
+            for record in (record for r in rounds for record in r.ended if isinstance(record.outcome, Completed)):
+                display.time_left.walls.setdefault(record.trial.option, []).append(record.wall_seconds)
+                display.time_left.completed.add(record.trial.option)
+            display.note(f"what its jobs say: {run.folder / ROUNDS}/*/job.log")
+        display.lanes = sum(r.task is not None and r.task.state == "RUNNING" for r in rounds)
+        states_before = {r.number: r.state for r in before}
+        if changed := [r for r in rounds if states_before.get(r.number) != r.state]:
+            display.note(states(changed))
+        before[:] = rounds
+        for r in rounds:
+            for record in r.ended:
+                trial, attempt = (record.trial.option, record.trial.seed), (record.trial.trial_id, record.attempt)
+                if trial not in counted and (attempt not in may_run_again or r.task is None):
+                    counted.add(trial)
+                    display.trial_ended(*trial, record.outcome, record.wall_seconds)
         display.tick()
+
+    def begin(rounds: Sequence[Round]) -> dict[str, list[Completed | Failed]]:
+        """Outcomes from before by option, but for failed trials that a job of Slurm's may run again."""
+        done: dict[str, list[Completed | Failed]] = {}
+        for r in rounds:
+            for record in r.ended:
+                if r.task is not None and isinstance(record.outcome, Failed):
+                    may_run_again.add((record.trial.trial_id, record.attempt))
+                else:
+                    counted.add((record.trial.option, record.trial.seed))
+                    done.setdefault(record.trial.option, []).append(record.outcome)
+        return done
 
     try:
         rounds = watch(run, show)
