@@ -22,9 +22,9 @@ if __name__ == "__main__":
 
         answer_of_own_code(*rest)
     elif role == "score":
-        from selectbench.worker.evaluation import answer_of_scores
+        from selectbench.worker.evaluation import write_scores
 
-        answer_of_scores(*rest)
+        write_scores(*rest)
     else:
         from selectbench.worker.server import Server, run_order
 

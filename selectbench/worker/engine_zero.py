@@ -19,7 +19,7 @@ from selectbench.observe.selectbench_seen import dtype_name
 from selectbench.suite.job import Job
 from selectbench.worker import model
 from selectbench.worker.engine import complaints_in_words, deepspeed_config, first_scale, resolved, update_scale
-from selectbench.worker.evaluation import Forward, evaluation_forward, switching
+from selectbench.worker.evaluation import Forward, evaluation_forward, with_two_weights
 from selectbench.worker.runtime import World, set_patience
 
 for _loaded_late in ("stage3", "muon.muon_optimizer"):
@@ -189,7 +189,7 @@ def _one_optimizer(module: Any, choices: Choices) -> list[torch.optim.Optimizer]
     optimizers: list[torch.optim.Optimizer] = choices.optimizer.build(module)
     if len(optimizers) > 1:
         raise NotImplementedError(f"optimizer {choices.optimizer.name}: DeepSpeed has one, this makes several")
-    if switching(optimizers):
+    if with_two_weights(optimizers):
         raise NotImplementedError(
             f"optimizer {choices.optimizer.name}: it is evaluated at other weights than it trains at, and "
             "DeepSpeed keeps copies that it can't switch"

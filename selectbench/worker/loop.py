@@ -326,7 +326,7 @@ class OwnStep:
             self._tokens += size * (sequences.shape[1] - 1)
             self._missing -= 1
             inputs = sequences[:, :-1].contiguous()
-            setting.watch.handed(inputs, self.number)
+            setting.watch.note_given(inputs, self.number)
             yield inputs, sequences[:, 1:].contiguous(), self._missing == 0
 
     def done(

@@ -34,29 +34,29 @@ from selectbench.worker.batches import Batch, TokenStream
 from selectbench.worker.evaluation import Forward
 from selectbench.worker.runtime import World, attention, derived_seed, evaluation_kernel
 
-_KEPT_CLOCK = time.monotonic
-"""Kept before any own code is imported, which may put another in its place."""
+_TRUSTED_CLOCK = time.monotonic
+"""The clock as it is before own code is imported, which may replace `time.monotonic`."""
 
 
-def own_parts(job: Job, choices: Choices) -> list[str]:
-    """Which parts of a trial are own code: `model` or the name of a dimension."""
-    found = [name for name, choice in choices.by_dimension().items() if is_own(getattr(choice, "name", None))]
-    return ["model", *found] if isinstance(job.model, OwnModel) else found
+def parts_of_own_code(job: Job, choices: Choices) -> list[str]:
+    """The parts of a trial that are own code: `model` or the name of a dimension."""
+    dimensions = [name for name, choice in choices.by_dimension().items() if is_own(getattr(choice, "name", None))]
+    return ["model", *dimensions] if isinstance(job.model, OwnModel) else dimensions
 
 
 # Whether logits depend on tokens that come after them.
 
 
 NOISE = 1e-5
-"""Over the largest logit: two equal calls in fp32 that differ by more are no measure."""
+"""Relative to the largest logit; where two equal calls in fp32 differ by more, causality can't be measured."""
 
 
 def causality(forward: Forward, batch: Batch) -> dict[str, float] | None:
-    """How much logits before a changed input change, over the largest logit, by mode of the model.
+    """How much the logits before a changed input change, relative to the largest logit, by mode of the model.
 
-    `batch`: a few sequences of a causal job on the device. Each is changed from another place on to its end, and
-    the model is called with the same shape, weights and random state. A mode in which two equal calls differ is
-    left out. Leaves mode, random state and buffers as they were. Every rank makes the same calls.
+    `batch`: a few sequences of a causal job on the device. Each is changed from some place to its end, and the
+    model is called with the same shape, weights and random state. A mode in which two equal calls differ is left
+    out. Restores mode, random state and buffers. All ranks make the same calls.
     """
     inputs = batch.arguments[0]
     rows, length = inputs.shape
@@ -65,36 +65,36 @@ def causality(forward: Forward, batch: Batch) -> dict[str, float] | None:
     first_changed = torch.tensor([1 + (row + 1) * (length - 1) // (rows + 1) for row in range(rows)])
     is_earlier = (torch.arange(length)[None, :] < first_changed[:, None]).to(inputs.device)
     other = torch.where(is_earlier, inputs, (inputs + 1) % (inputs.max() + 1))
-    found = {}
+    changes = {}
     for mode in ("training", "evaluation"):
-        with _as_before(forward, training=mode == "training", device=inputs.device) as call:
-            told, repeated, changed = (call(replace(batch, arguments=(each,))) for each in (inputs, inputs, other))
-        noise, change = (_changed(told, each, is_earlier) for each in (repeated, changed))
+        with _repeatable(forward, training=mode == "training", device=inputs.device) as call:
+            logits, repeated, changed = (call(replace(batch, arguments=(ids,))) for ids in (inputs, inputs, other))
+        noise, change = (_relative_change(logits, second, is_earlier) for second in (repeated, changed))
         if noise <= NOISE and math.isfinite(change):
-            found[mode] = change
-    return found or None
+            changes[mode] = change
+    return changes or None
 
 
-def _changed(told: torch.Tensor, other: torch.Tensor, where: torch.Tensor | slice = slice(None)) -> float:
-    """The largest difference of two passes' logits, over the largest logit."""
-    largest = told.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
-    return float((other - told)[where].abs().max() / largest)
+def _relative_change(logits: torch.Tensor, other: torch.Tensor, where: torch.Tensor | slice = slice(None)) -> float:
+    """The largest difference of two passes' logits, relative to the largest logit."""
+    largest = logits.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+    return float((other - logits)[where].abs().max() / largest)
 
 
 @contextmanager
-def _as_before(forward: Forward, *, training: bool, device: torch.device) -> Iterator[Callable[..., torch.Tensor]]:
-    """Calls of the model in a mode, each from the same random state and buffers; both are left as they were."""
+def _repeatable(forward: Forward, *, training: bool, device: torch.device) -> Iterator[Callable[..., torch.Tensor]]:
+    """A function that calls the model in a mode, always from the same random state and buffers; restores both."""
     module, mode = forward.module, forward.module.training
-    used: list[torch.Tensor] = [forward.weights.get(name, buffer) for name, buffer in module.named_buffers()]
-    kept = [(buffer, buffer.clone()) for buffer in used]
+    buffers: list[torch.Tensor] = [forward.weights.get(name, buffer) for name, buffer in module.named_buffers()]
+    saved = [(buffer, buffer.clone()) for buffer in buffers]
 
-    def put_back() -> None:
-        for buffer, value in kept:
+    def restore() -> None:
+        for buffer, value in saved:
             buffer.copy_(value)
 
     def call(batch: Batch, draw: int = 0) -> torch.Tensor:
         torch.manual_seed(derived_seed(draw, "causality"))
-        put_back()
+        restore()
         return forward(batch).float()
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -103,50 +103,50 @@ def _as_before(forward: Forward, *, training: bool, device: torch.device) -> Ite
             yield call
         finally:
             module.train(mode)
-            put_back()
+            restore()
 
 
-# What a model of any family does in its forward pass, tried on a few tokens before anything wraps it.
+# What a model of any family does in its forward pass, found by calls with a few tokens before anything wraps it.
 #
-# Whatever its family, the model itself is asked: which of its parameters are multiplied with, which get a gradient,
-# whether it draws random numbers on which its logits depend, and whether it adds a loss of its own.
+# These calls show, whatever the family, which parameters are factors of matrix products, which get a gradient,
+# whether the logits depend on random numbers, and whether the model adds a loss of its own.
 
 
-TRIED_TOKENS = 16
-"""Of one sequence; a family that takes no such length is given all of it."""
-TRIED_DRAWS = 6
-"""Passes with other random numbers where some are drawn: half of the layers dropped leaves them alike by chance."""
+TRIAL_TOKENS = 16
+"""Tokens of the one sequence; a family that refuses this length gets the whole sequence."""
+TRIAL_DRAWS = 6
+"""Passes with other random numbers, where any are drawn: with layer dropout two passes may agree by chance."""
 _PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "_grouped_mm"})
 _ADDS_ITSELF = frozenset({"addmm", "baddbmm", "addmv"})
-"""Products to which the first argument is only added."""
+"""Products whose first argument is only added."""
 _LOOKED_UP = frozenset({"embedding", "convolution"})
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What was found; of a model that nobody tried, nothing."""
+    """What trial calls of a model showed; empty for a model that was not called."""
 
     used_as: dict[str, str] = field(default_factory=dict)
-    """By a parameter's name, `matrix`, `embedding`, `convolution`, or `other` where it is only added or scales."""
+    """Use of each parameter by name: `matrix`, `embedding`, `convolution`, or `other` (added or scaled by)."""
     without_gradient: list[str] = field(default_factory=list)
-    """Parameters to train that no gradient reached, by name."""
+    """Names of trainable parameters that got no gradient."""
     random_modules: list[str] = field(default_factory=list)
-    """Where random numbers were drawn, if two passes differ; numbered layers as `*`."""
+    """Names of modules that drew random numbers, if two passes differ; layer numbers as `*`."""
     adds_loss: bool = False
-    """Whether its configuration has it add a loss of its own; its token loss is then left out."""
+    """Whether its configuration makes it add a loss of its own; its token loss is then left out."""
 
 
 def tried(module: Any, batch: Batch) -> Tried:
-    """Of a model of transformers in training mode on the CPU, and one sequence; leaves both as they were.
+    """Call a transformers model in training mode on the CPU with one sequence; restores both.
 
-    Raises what the model raises when it is called with the whole sequence, as its training would.
+    Raises what the model raises for the whole sequence, as its training would.
     """
     kernel, on_cpu = attention(module), evaluation_kernel(module)
     if kernel != on_cpu:
         module.set_attn_implementation(on_cpu)
     try:
         with suppress(Exception):
-            return _tried(module, batch.each(lambda tensor: tensor[:1, :TRIED_TOKENS].cpu()))
+            return _tried(module, batch.each(lambda tensor: tensor[:1, :TRIAL_TOKENS].cpu()))
         return _tried(module, batch.each(lambda tensor: tensor[:1].cpu()))
     finally:
         if kernel != on_cpu:
@@ -154,47 +154,47 @@ def tried(module: Any, batch: Batch) -> Tried:
 
 
 def _tried(module: Any, batch: Batch) -> Tried:
-    with _as_before(Forward(module, {}), training=True, device=torch.device("cpu")) as call:
-        with _Operations(module) as seen:
-            told = call(batch)
-        reached = _reached(told.sum())
+    with _repeatable(Forward(module, {}), training=True, device=torch.device("cpu")) as call:
+        with _Operations(module) as operations:
+            logits = call(batch)
+        reached = _parameters_reached(logits.sum())
         with torch.no_grad():
-            draws = range(1, TRIED_DRAWS if seen.drawn else 2)
-            is_random = any(_changed(told, call(batch, draw)) > NOISE for draw in draws)
-    drawn = sorted({re.sub(r"\.\d+", ".*", name) for name in seen.drawn}) or [type(module).__name__]
+            draws = range(1, TRIAL_DRAWS if operations.drawn else 2)
+            is_random = any(_relative_change(logits, call(batch, draw)) > NOISE for draw in draws)
+    drawn = sorted({re.sub(r"\.\d+", ".*", name) for name in operations.drawn}) or [type(module).__name__]
     missing = [n for n, p in module.named_parameters() if p.requires_grad and id(p) not in reached]
-    return Tried(seen.used_as, missing, drawn if is_random else [], _adds_loss(module, batch))
+    return Tried(operations.used_as, missing, drawn if is_random else [], _adds_loss(module, batch))
 
 
-def _reached(total: torch.Tensor) -> set[int]:
-    """The parameters to which a sum's gradient would go."""
-    nodes, seen, found = [total.grad_fn], set(), set()
-    while nodes:
-        node = nodes.pop()
+def _parameters_reached(total: torch.Tensor) -> set[int]:
+    """Identities (`id`) of the parameters that a sum's gradient would reach."""
+    pending, seen, parameters = [total.grad_fn], set(), set()
+    while pending:
+        node = pending.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            found.add(id(getattr(node, "variable", None)))
-            nodes += [following for following, _ in node.next_functions]
-    return found
+            parameters.add(id(getattr(node, "variable", None)))
+            pending += [following for following, _ in node.next_functions]
+    return parameters
 
 
 def _adds_loss(module: Any, batch: Batch) -> bool:
-    """Whether something is left of the model's own loss where its token loss is none; it then stays so.
+    """Whether the model's own loss has a part besides the token loss; if so its token loss stays switched off.
 
-    The token loss is ours: the model's own shifts the labels, and leaves out a target of each sequence.
+    We compute the token loss: the model's shifts the labels, and leaves out one target of each sequence.
     """
     if "labels" not in inspect.signature(module.forward).parameters or "_loss_function" in vars(module):
         return False
-    asked = []
+    calls = []
 
-    def no_token_loss(*given: Any, **named: Any) -> torch.Tensor:
-        asked.append(True)
-        return without_token_loss(*given, **named)
+    def no_token_loss(*arguments: Any, **keywords: Any) -> torch.Tensor:
+        calls.append(True)
+        return without_token_loss(*arguments, **keywords)
 
     module.loss_function = no_token_loss
     with torch.random.fork_rng(devices=[]):
         rest = module(*batch.arguments, **batch.named, labels=batch.targets).loss
-    if asked and isinstance(rest, torch.Tensor) and rest.requires_grad:
+    if calls and isinstance(rest, torch.Tensor) and rest.requires_grad:
         module.loss_function = without_token_loss
         return True
     del module._loss_function
@@ -202,19 +202,19 @@ def _adds_loss(module: Any, batch: Batch) -> bool:
 
 
 def without_token_loss(logits: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    """In the place of a model's token loss: 0, to which it adds what else its configuration has it add."""
+    """Replaces a model's token loss by 0, so that its loss is only what its configuration adds."""
     return torch.zeros((), device=logits.device)
 
 
 class _Operations(TorchDispatchMode):
-    """Notes what a module's parameters are used for, and where random numbers are drawn."""
+    """Records what a module's parameters are used for, and which modules draw random numbers."""
 
     def __init__(self, module: Any) -> None:
         super().__init__()
         self._names = {id(part): name or type(part).__name__ for name, part in module.named_modules()}
         self._inside: list[str] = [type(module).__name__]
         self.used_as: dict[str, str] = {}
-        """As `Tried.used_as`, of the parameters that took part."""
+        """As `Tried.used_as`, for the parameters that took part."""
         parameters = sorted((p.data_ptr(), p.nbytes, name) for name, p in module.named_parameters() if p.numel())
         self._starts, self._parameters = [start for start, *_ in parameters], parameters
         self.drawn: set[str] = set()
@@ -222,7 +222,7 @@ class _Operations(TorchDispatchMode):
     def __enter__(self) -> _Operations:
         self._hooks = [
             register_module_forward_pre_hook(lambda part, _: self._inside.append(self._names.get(id(part), "?"))),
-            register_module_forward_hook(lambda *_: self._left(), always_call=True),
+            register_module_forward_hook(lambda *_: self._leave(), always_call=True),
         ]
         super().__enter__()
         return self
@@ -232,62 +232,62 @@ class _Operations(TorchDispatchMode):
         for hook in self._hooks:
             hook.remove()
 
-    def _left(self) -> None:
+    def _leave(self) -> None:
         self._inside.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        named = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | (kwargs or {})
-        if torch.Tag.nondeterministic_seeded in func.tags and named.get("dropout_p", 1) != 0:
+        arguments = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | (kwargs or {})
+        if torch.Tag.nondeterministic_seeded in func.tags and arguments.get("dropout_p", 1) != 0:
             self.drawn.add(self._inside[-1])
         operation = func._opname
         use = "matrix" if operation in _PRODUCTS else operation if operation in _LOOKED_UP else "other"
-        for name, value in named.items():
+        for name, value in arguments.items():
             if isinstance(value, torch.Tensor) and value.numel():
                 is_added = name == "bias" or (name == "self" and operation in _ADDS_ITSELF)
-                self._used(value, "other" if is_added else use)
+                self._note_use(value, "other" if is_added else use)
         return func(*args, **(kwargs or {}))
 
-    def _used(self, tensor: torch.Tensor, use: str) -> None:
-        place = bisect_right(self._starts, tensor.data_ptr()) - 1
-        if place >= 0 and tensor.data_ptr() < sum(self._parameters[place][:2]):
-            name = self._parameters[place][2]
+    def _note_use(self, tensor: torch.Tensor, use: str) -> None:
+        index = bisect_right(self._starts, tensor.data_ptr()) - 1
+        if index >= 0 and tensor.data_ptr() < sum(self._parameters[index][:2]):
+            name = self._parameters[index][2]
             if self.used_as.get(name, "other") == "other":
                 self.used_as[name] = use
 
 
-# What passes through the model and the optimizers of a trial with own code.
+# Counts of what the model and the optimizers of a trial with own code do.
 
 
 SAMPLED_UPDATES = 5
-"""Spread over the job, around each of which all weights are held against each other."""
+"""Updates, spread over the job, before and after which all weights are compared."""
 
 
 @dataclass
 class Watch:
-    """Counts by hooks where own code takes part; of built-in trials it counts nothing."""
+    """Counts calls and updates by hooks where own code takes part; in built-in trials it counts nothing."""
 
     own: list[str] = field(default_factory=list)
     stream: TokenStream | None = None
     trained: int | None = None
-    """Sequences that the model was called with while gradients were recorded; None: it is not watched."""
+    """Sequences that the model got in calls with gradients; None: the model is not watched."""
     untrained: int = 0
-    """Those of its other calls."""
+    """Sequences that the model got in calls without gradients."""
     scored: list[tuple[int, int]] = field(default_factory=list)
-    """Of each evaluation, the sequences that all ranks are to score, and those that this rank's model saw."""
+    """For each evaluation, the sequences that all ranks must score, and those that this rank's model got."""
     updates: list[UpdateWatch] = field(default_factory=list)
     _step: int = 0
     _differing: torch.Tensor | int | None = None
-    """Sum over what an own loop was handed less what the model saw, each sequence with the number of its step."""
+    """Digest of the sequences given to an own loop, minus that of those the model got, weighted by step."""
 
     def __post_init__(self) -> None:
-        self._began = time.perf_counter(), _KEPT_CLOCK()
+        self._began = time.perf_counter(), _TRUSTED_CLOCK()
 
     def watch_model(self, module: Any, stream: TokenStream) -> None:
-        """Counts calls from here on; copies of the module count to the same."""
+        """Count calls from here on; copies of the module add to the same counts."""
         self.trained, self.stream = 0, stream
 
-        def count(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            inputs = next(v for v in (*arguments, *named.values()) if isinstance(v, torch.Tensor))
+        def count(_: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            inputs = next(v for v in (*arguments, *keywords.values()) if isinstance(v, torch.Tensor))
             if not torch.is_grad_enabled():
                 self.untrained += len(inputs)
             elif self.trained is not None:
@@ -296,8 +296,8 @@ class Watch:
 
         module.register_forward_pre_hook(count, with_kwargs=True)
 
-    def handed(self, inputs: torch.Tensor, step: int) -> None:
-        """An own loop gets (sequences, seq_len) token ids of a step."""
+    def note_given(self, inputs: torch.Tensor, step: int) -> None:
+        """Record that an own loop gets token ids, (sequences, seq_len), of a step."""
         self._step, self._differing = step, 0 if self._differing is None else self._differing
         self._note(inputs, 1)
 
@@ -306,36 +306,36 @@ class Watch:
             self._differing = self._differing + self.stream.anywhere(inputs) * (sign * (2 * self._step + 1))
 
     def watch_updates(self, optimizers: Sequence[torch.optim.Optimizer], module: Any, order: Order) -> None:
-        """Counts from here on; compares where the weights are whole on each rank and no update is left out."""
+        """Count updates from here on; compare weights where each rank has all of them and no update is skipped."""
         is_comparable = not order.choices.strategy.sharded() and not order.choices.precision.gradient_scaling
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         self.updates = [UpdateWatch(o, names, order.job.max_steps, is_comparable) for o in optimizers]
 
     def clock_ratio(self) -> float | None:
-        """What the clock that all is timed by counted since the making, over what the kept one did."""
-        seconds, kept = time.perf_counter() - self._began[0], _KEPT_CLOCK() - self._began[1]
-        return max(0.0, seconds / kept) if kept > 0 else None
+        """Seconds by `time.perf_counter`, which times everything, over seconds by the trusted clock."""
+        seconds, trusted_seconds = time.perf_counter() - self._began[0], _TRUSTED_CLOCK() - self._began[1]
+        return max(0.0, seconds / trusted_seconds) if trusted_seconds > 0 else None
 
-    def found(self, world: World, sequences_per_step: int, steps: int) -> dict[str, Any]:
-        """The counts of all ranks, by the record's keys; every rank calls it together, after the last step."""
+    def counts(self, world: World, sequences_per_step: int, steps: int) -> dict[str, Any]:
+        """The counts of all ranks, by the record's keys; all ranks call it together, after the last step."""
         if not self.own:
             return {}
         same = None if self._differing is None else int(self._differing) == 0
-        mine = (self.trained, sum(scored for _, scored in self.scored), same)
-        trained, scored, sames = zip(*world.gathered(mine), strict=True)
-        compared = [each for each in self.updates if each.is_comparable]
-        found: dict[str, Any] = {"own": self.own}
+        rank_counts = (self.trained, sum(scored for _, scored in self.scored), same)
+        trained, scored, sames = zip(*world.gathered(rank_counts), strict=True)
+        compared = [u for u in self.updates if u.is_comparable]
+        counts: dict[str, Any] = {"own": self.own}
         if None not in trained:
-            found |= {"sequences_given": sequences_per_step * steps, "sequences_seen": sum(trained)}
-            found |= {"evaluations": sum(of for of, _ in self.scored), "evaluations_seen": sum(scored)}
-            found["same_sequences"] = None if None in sames else all(sames)
+            counts |= {"sequences_given": sequences_per_step * steps, "sequences_seen": sum(trained)}
+            counts |= {"evaluations": sum(expected for expected, _ in self.scored), "evaluations_seen": sum(scored)}
+            counts["same_sequences"] = None if None in sames else all(sames)
         if self.updates:
-            found["updates_per_step"] = max(each.most_updates for each in self.updates)
+            counts["updates_per_step"] = max(u.most_updates for u in self.updates)
         if compared:
-            found["sampled_updates"] = sum(len(each.moved) for each in compared)
-            found["idle_updates"] = sum(each.idle() for each in compared)
-            found["frozen_parameters"] = sorted(name for each in compared for name in each.frozen())
-        return found
+            counts["sampled_updates"] = sum(len(u.moved) for u in compared)
+            counts["idle_updates"] = sum(u.idle() for u in compared)
+            counts["frozen_parameters"] = sorted(name for u in compared for name in u.frozen())
+        return counts
 
 
 class UpdateWatch:
@@ -362,7 +362,7 @@ class UpdateWatch:
                 kind.step = _counted(step, kind)  # type: ignore[attr-defined]
 
     def run(self, kind: type, step: Callable[[], Any], rates: Sequence[float]) -> Any:
-        """One call of a class's `step`, which may be within that of a class built on it."""
+        """Run one call of a class's `step`, which may be nested in a subclass's `step`."""
         is_within = bool(self._levels)
         self._levels[kind] += 1
         if is_within:
@@ -386,45 +386,45 @@ class UpdateWatch:
         return before
 
     def _digests(self) -> torch.Tensor:
-        """A whole number for each parameter, which any changed bit changes; nothing here waits for the device."""
+        """An integer for each parameter, which any changed bit changes; does not wait for the device."""
         return torch.stack([p.detach().view(torch.int32).sum(dtype=torch.int64) for p in self.parameters])
 
     def idle(self) -> int:
-        """Compared updates that changed no weight though there was a gradient."""
+        """Number of compared updates that changed no weight although there was a gradient."""
         has_gradient = self._gradients is not None and bool((self._gradients > 0).any())
         return sum(not bool(moved) for moved in self.moved) if has_gradient else 0
 
     def frozen(self) -> list[str]:
-        """Parameters that have had gradients and are what they were."""
+        """Names of parameters that had gradients and have not changed."""
         if self._first is None or self._gradients is None:
             return []
-        still = (self._first == self._digests()) & (self._gradients > 0)
-        return [name for name, is_still in zip(self._names, still.tolist(), strict=True) if is_still]
+        is_frozen = (self._first == self._digests()) & (self._gradients > 0)
+        return [name for name, is_unchanged in zip(self._names, is_frozen.tolist(), strict=True) if is_unchanged]
 
 
 _WATCHED_BY = "_selectbench_watch"
 
 
 def _counted(step: Any, kind: type) -> Any:
-    """A class's `step` that tells the watch of an optimizer, where it has one, that it runs."""
+    """Wrap a class's `step` so that an optimizer's watch, if it has one, counts the call."""
 
     @wraps(step)
-    def counted(self: Any, *arguments: Any, **named: Any) -> Any:
+    def counted(self: Any, *arguments: Any, **keywords: Any) -> Any:
         watch = self.__dict__.get(_WATCHED_BY)
         if watch is None:
-            return step(self, *arguments, **named)
+            return step(self, *arguments, **keywords)
         rates = [group["lr"] for group in self.param_groups]
-        return watch.run(kind, lambda: step(self, *arguments, **named), rates)
+        return watch.run(kind, lambda: step(self, *arguments, **keywords), rates)
 
     setattr(counted, _WATCHED_BY, True)
     return counted
 
 
 def rate_effect(optimizers: Sequence[torch.optim.Optimizer], peaks: Sequence[float]) -> float | None:
-    """How many times as far an update moves the weights at its peak rate as at a thousandth of it.
+    """How many times farther an update moves the weights at the peak rate than at a thousandth of it.
 
-    `peaks`: of all groups in order. For the end of a trial: the weights are moved. None: they are not in fp32, do
-    not move, or the optimizer takes no step of this kind.
+    `peaks`: peak rates of all groups in order. Only for the end of a trial, as it moves the weights. None: weights
+    are not in fp32, do not move, or become infinite.
     """
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     parameters = [p for group in groups for p in group["params"]]
@@ -445,42 +445,42 @@ def rate_effect(optimizers: Sequence[torch.optim.Optimizer], peaks: Sequence[flo
     return math.sqrt(moved[1] / moved[0]) if moved[0] > 0 and math.isfinite(sum(moved)) else None
 
 
-# Own files that were imported.
+# Files of own code that were imported.
 
 
 def own_files(folders: Sequence[str]) -> dict[str, str] | None:
-    """Digests of the modules imported so far from the suite's folders, by their path in them; None: no folders."""
+    """Digests of modules imported so far from the suite's folders, by relative path; None: no folders."""
     if not folders:
         return None
-    found = {}
+    digests = {}
     for module in list(sys.modules.values()):
         file = Path(getattr(module, "__file__", None) or "")
         root = next((Path(r) for r in import_roots(folders) if file.is_relative_to(r)), None)
         name = file.relative_to(root) if root and file.is_file() else None
         if name and not any(part in IGNORED_FOLDERS or part.startswith(".") for part in name.parts):
-            found[name.as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
-    return found
+            digests[name.as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return digests
 
 
-# How long threads waited for a core, by the kernel's account.
+# How long threads waited for a core, as the kernel counts it.
 
 
 @dataclass
 class CoreUse:
-    """Of one process over its timed windows."""
+    """How one process used its cores in the timed windows."""
 
     waited_seconds: float = 0.0
-    """Ready to run, without a core, summed over its threads; NaN: the kernel does not say."""
+    """Seconds that threads were ready to run without a core, summed; NaN: the kernel does not report it."""
     worked_seconds: float = 0.0
-    """On a core, summed over its threads."""
+    """Seconds that threads ran on a core, summed."""
     switches: int = 0
-    """How often the kernel took a core from one of them."""
+    """Involuntary context switches."""
     cores_seconds: float = 0.0
-    """That the cores which it may use were at work, for any process; NaN: the kernel does not say."""
+    """Seconds of work, for any process, of the cores that it may use; NaN: the kernel does not report it."""
 
 
 class CoreWaits:
-    """Adds up what the kernel tells of this process's threads and its cores, window by window."""
+    """Adds up the kernel's counts for this process's threads and cores, window by window."""
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self.use = CoreUse()
@@ -488,11 +488,11 @@ class CoreWaits:
         self._cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
 
     def begin(self) -> None:
-        """Before a window opens."""
+        """Read the counts before a window opens."""
         self._before = self._read()
 
     def end(self, *, is_timed: bool) -> None:
-        """After it has closed."""
+        """Add the counts of a window that has closed, if it is timed."""
         if not is_timed:
             return
         waits, worked, switches, cores = self._read()
@@ -514,8 +514,8 @@ class CoreWaits:
         for path in self._proc.glob("self/task/*/schedstat"):
             with suppress(OSError):  # the thread has ended meanwhile
                 waits[path.parent.name] = int(path.read_text().split()[1])
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        return waits, used.ru_utime + used.ru_stime, used.ru_nivcsw, self._cores_seconds()
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return waits, usage.ru_utime + usage.ru_stime, usage.ru_nivcsw, self._cores_seconds()
 
     def _cores_seconds(self) -> float:
         try:
@@ -526,15 +526,15 @@ class CoreWaits:
         return sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else math.nan
 
 
-# What a general compressor makes of the held-out text.
+# Size of the held-out text after compression by a general compressor.
 
 
 XZ_BYTES = 1 << 18
 LEAST_XZ_BYTES = 10_000
-"""Below that xz's own frame is much of what it writes."""
+"""For shorter text xz's own frame is a large part of the output."""
 
 
 def xz_bits_per_byte(stream: Sequence[int], text: Callable[[list[int]], str]) -> float | None:
-    """Of the beginning of a held-out text, a tenth of a second's work; `text`: of its token ids."""
+    """Bits per byte of the beginning of the held-out text, compressed by xz; `text`: from token ids to text."""
     content = text(list(stream[:XZ_BYTES])).encode()[:XZ_BYTES]
     return 8 * len(lzma.compress(content)) / len(content) if len(content) >= LEAST_XZ_BYTES else None

@@ -43,11 +43,11 @@ from selectbench.worker.observation import XZ_BYTES, CoreUse, causality, own_fil
 from selectbench.worker.recorder import RanksDisagreeError, Recorder, Setting
 from selectbench.worker.runtime import World, tf32_allowed
 
-# What of a model decides how much work a token is, counted on the live module.
+# The parts of a model that decide how much work a token is, counted on the live module.
 #
-# The formula in the bench counts dense matrix products and full attention. Which decoders of transformers do just
-# that is known from counting their real forward and backward passes, one by one: a family is named here once a test
-# has done so, and for any other model nothing is said.
+# The formula in the bench counts dense matrix products and full attention. A family of transformers is listed here
+# once a test has counted its real forward and backward passes and confirmed the formula; for other models there is
+# no figure.
 
 
 NORM = "norm"
@@ -66,15 +66,15 @@ FAMILIES: dict[str, str | None] = {
 setting of a dropout, or None for nothing but the residual addition."""
 
 _MATRICES = (nn.Linear, Conv1D)
-_HOMES = ("torch.nn.modules.", "transformers.models.", "transformers.activations", "transformers.pytorch_utils")
-"""Where the parts' classes come from: quantised, adapted and parametrised layers come from elsewhere."""
+_PACKAGES = ("torch.nn.modules.", "transformers.models.", "transformers.activations", "transformers.pytorch_utils")
+"""Modules of the parts' classes; quantised, adapted and parametrised layers come from other modules."""
 _ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 
 
 def architecture_of(module: Any, seq_len: int) -> Architecture | None:
-    """Of a model before anything wraps, casts or shards it; its parameters may be on the meta device.
+    """The architecture of a model before anything wraps, casts or shards it; parameters may be on the meta device.
 
-    `seq_len`: tokens of a training sequence. None where the formula does not describe the model: it is none of
+    `seq_len`: tokens of a training sequence. None where the formula does not describe the model: it is not one of
     FAMILIES as transformers ships it (so own models, mixtures of experts, encoders, state spaces and linear
     attention), attends to less than the whole sequence, drops whole layers, or is not trained as a whole.
     """
@@ -88,23 +88,23 @@ def architecture_of(module: Any, seq_len: int) -> Architecture | None:
     blocks = [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
     if len(blocks) != config.num_hidden_layers:
         return None
-    inside = [_matrices(block) for block in blocks]
+    matrices = [_matrices(block) for block in blocks]
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     # Where a block's backward pass does not need the output of its last matrix product, torch's checkpointing ends
     # the second forward pass just before that product.
-    after = FAMILIES[config.model_type]
-    needs_last = after == NORM or (after is not None and getattr(config, after) > 0)
-    skipped = 0 if needs_last else sum(sizes[-1] for sizes in inside)
+    last_operation = FAMILIES[config.model_type]
+    needs_last = last_operation == NORM or (last_operation is not None and getattr(config, last_operation) > 0)
+    skipped = 0 if needs_last else sum(sizes[-1] for sizes in matrices)
     return Architecture(
         matmul_parameters=sum(_matrices(module)),
-        block_matmul_parameters=sum(map(sum, inside)) - skipped,
+        block_matmul_parameters=sum(map(sum, matrices)) - skipped,
         attention_width=config.num_hidden_layers * config.num_attention_heads * int(head_width),
         seq_len=seq_len,
     )
 
 
 def _is_described(module: Any) -> bool:
-    """Whether it is a decoder of FAMILIES with its head, all parts transformers' or torch's own, and trained."""
+    """Whether the model is a decoder of FAMILIES with a head, of transformers' and torch's parts, all trained."""
     if not isinstance(module, PreTrainedModel):
         return False
     config = module.config
@@ -115,7 +115,7 @@ def _is_described(module: Any) -> bool:
         and not getattr(config, "add_cross_attention", False)
         and not getattr(config, "layerdrop", 0)
         and all(parameter.requires_grad for parameter in module.parameters())
-        and all(type(part).__module__.startswith(_HOMES) for part in module.modules())
+        and all(type(part).__module__.startswith(_PACKAGES) for part in module.modules())
         # Matrices are of the kinds that are counted, or embeddings, which are only looked up.
         and all(
             isinstance(part, (*_MATRICES, nn.Embedding)) or all(p.ndim < 2 for p in part.parameters(recurse=False))
@@ -125,9 +125,9 @@ def _is_described(module: Any) -> bool:
 
 
 def _matrices(part: nn.Module) -> list[int]:
-    """Elements of its matrices in the order in which its parts are made, which in FAMILIES is that of their use.
+    """Elements of each matrix of a module, in the order of construction, which in FAMILIES is the order of use.
 
-    By module, so that a head counts though its weights are the embedding's.
+    Counted by module, so that a head counts even if its weights are tied to the embedding.
     """
     return [inner.weight.numel() for inner in part.modules() if isinstance(inner, _MATRICES)]
 
@@ -137,10 +137,10 @@ def _matrices(part: nn.Module) -> list[int]:
 
 @dataclass(frozen=True)
 class Before:
-    """What is seen of the model before anything wraps, casts or shards it."""
+    """Facts about the model before anything wraps, casts or shards it."""
 
     weights_sha256: str | None
-    """On the first rank, which reports."""
+    """Digest of the weights, on each node's first rank; None on others."""
     parameters: int
     attention: str | None
     dropout: float | None
@@ -149,7 +149,7 @@ class Before:
 
     @classmethod
     def training(cls, module: Any, order: Order, world: World) -> Before:
-        """Look at the model and the own code."""
+        """Collect these facts of the model and the own code."""
         return cls(
             weights_sha256(module) if world.rank == (order.place.first_rank if order.place else 0) else None,
             sum(p.numel() for p in module.parameters()),
@@ -161,23 +161,23 @@ class Before:
 
 
 def finished(setting: Setting, before: Before, trained: Trained, began: float) -> Finished:
-    """The trial's last event; every rank calls it together.
+    """Make the trial's last event; all ranks call it together.
 
-    `began`: when the trial did, its initial weights drawn, by `time.perf_counter`.
+    `began`: time at which the trial began, after drawing initial weights, by `time.perf_counter`.
     """
     recorder = trained.recorder
     check_replicas(setting.world, trained)
     check_nodes(setting, before)
-    kept, first = trained.parameters, trained.first_step
-    own_memory = {
+    parameters, first = trained.parameters, trained.first_step
+    rank_memory = {
         "rank": setting.world.rank,
         **setting.memory.peaks(),
-        "parameter_bytes": None if kept is None else storage_bytes(kept),
+        "parameter_bytes": None if parameters is None else storage_bytes(parameters),
         "gradient_bytes": first.gradient_bytes,
-        "optimizer_state_bytes": runtime.optimizer_state_bytes(trained.optimizers, kept or []),
+        "optimizer_state_bytes": runtime.optimizer_state_bytes(trained.optimizers, parameters or []),
         "managed_state_bytes": runtime.managed_state_bytes(trained.optimizers),
     }
-    memory = [msgspec.convert(item, RankMemory) for item in setting.world.gathered(own_memory)]
+    memory = [msgspec.convert(m, RankMemory) for m in setting.world.gathered(rank_memory)]
     devices = cast("list[TorchDevice | None]", setting.world.gathered(_device(setting.world)))
     return Finished(
         measurement=_measurement(setting, before, recorder, memory, began),
@@ -205,33 +205,33 @@ def _device(world: World) -> TorchDevice | None:
 
 
 def check_replicas(world: World, trained: Trained) -> None:
-    """Ranks that each keep the whole model must keep the same one. Raises RanksDisagreeError on all of them."""
+    """Check that ranks with a full copy of the model have equal copies. Raises RanksDisagreeError on all ranks."""
     if trained.strategy != "DistributedDataParallel" or world.size == 1:
         return
     sums = torch.stack([p.detach().double().sum() for p in trained.parameters or []]).tolist()
-    if len({tuple(one) for one in world.gathered(sums)}) > 1:  # type: ignore[arg-type]
+    if len({tuple(s) for s in world.gathered(sums)}) > 1:  # type: ignore[arg-type]
         raise RanksDisagreeError(
             "the ranks' weights differ after the last step: gradients were not brought together"
         )
 
 
 def check_nodes(setting: Setting, before: Before) -> None:
-    """Nodes that each drew weights and read data must have had the same, with the same software.
+    """Check that all nodes have the same initial weights, held-out data, software and own code.
 
-    Raises RanksDisagreeError on all of them.
+    Raises RanksDisagreeError on all ranks.
     """
     if setting.order.place is None:
         return
     heldout = setting.held_out.sha256() if setting.held_out else None
-    for what, own in (
+    for subject, value in (
         ("the initial weights are", before.weights_sha256), ("the held-out tokens are", heldout),
         ("the software is", runtime.versions()), ("own code is", before.code_files),
     ):  # fmt: skip
-        found = setting.world.gathered(own)
-        known = [one for one in found if one is not None]  # weights are looked at once on each node
-        if any(one != known[0] for one in known):
-            rank = next(number for number, one in enumerate(found) if one not in (None, known[0]))
-            raise RanksDisagreeError(f"{what} not the same on rank {rank}'s node as on rank 0's")
+        values = setting.world.gathered(value)
+        known = [v for v in values if v is not None]  # only one rank of each node has the weights' digest
+        if any(v != known[0] for v in known):
+            rank = next(number for number, v in enumerate(values) if v not in (None, known[0]))
+            raise RanksDisagreeError(f"{subject} not the same on rank {rank}'s node as on rank 0's")
 
 
 def _measurement(
@@ -285,14 +285,14 @@ def _measurement(
 
 
 def _applied(recorder: Recorder) -> int:
-    """Steps of the job in which every group of parameters was updated, and no overflow left them out."""
+    """Number of the job's steps that updated every group of parameters, without an overflow."""
     return sum(map(and_, recorder.series.applied, recorder.learning_rates.updated))
 
 
 def _watched(setting: Setting, before: Before, trained: Trained) -> Watched:
-    """Comes last: trying an optimizer's rate moves the weights. Every rank calls it together."""
+    """Comes last, since the rate test moves the weights. All ranks call it together."""
     order, world, recorder, watch = setting.order, setting.world, trained.recorder, setting.watch
-    counts = watch.found(world, order.job.global_batch_size, recorder.steps_done)
+    counts = watch.counts(world, order.job.global_batch_size, recorder.steps_done)
     files = own_files(order.code)
     return Watched(
         causality=_attempt(lambda: _causality(setting, recorder)),
@@ -304,13 +304,13 @@ def _watched(setting: Setting, before: Before, trained: Trained) -> Watched:
     )  # fmt: skip
 
 
-TRIED_SEQUENCES = 4
+CAUSALITY_SEQUENCES = 4
 
 
-def _attempt(what: Callable[[], Any]) -> Any:
-    """Its answer; None where it fails: a trial that has trained well is not lost for what is tried after it."""
+def _attempt(call: Callable[[], Any]) -> Any:
+    """Result of a call, or None where it fails: a test after the training must not lose the trial."""
     try:
-        return what()
+        return call()
     except Exception:
         traceback.print_exc()
         return None
@@ -319,7 +319,7 @@ def _attempt(what: Callable[[], Any]) -> Any:
 def _causality(setting: Setting, recorder: Recorder) -> dict[str, float] | None:
     if setting.order.job.task != "causal_lm":
         return None
-    rows = min(TRIED_SEQUENCES, setting.order.choices.micro_batch_size)
+    rows = min(CAUSALITY_SEQUENCES, setting.order.choices.micro_batch_size)
     batches, held_out = setting.batches, setting.held_out
     if held_out:
         batch = held_out.batch(0, min(rows, len(held_out))).to(setting.world.device)

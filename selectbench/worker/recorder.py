@@ -27,12 +27,12 @@ from selectbench.worker.model import SummedLoss
 from selectbench.worker.observation import CoreWaits, Tried, Watch
 from selectbench.worker.runtime import TrainingMemory, Whereabouts, World, compilations, is_out_of_memory, wait_for
 
-AGREE_WITHIN = 1e-9
-"""Difference of shares that is rounding."""
+SHARE_TOLERANCE = 1e-9
+"""Shares that differ by less are equal up to rounding."""
 
 
 class LearningRates:
-    """Reads every parameter group's learning rate as a share of the peak it was built with."""
+    """Records each parameter group's learning rate as a share of the peak that it was built with."""
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Call before any schedule has touched the optimizers."""
@@ -40,66 +40,66 @@ class LearningRates:
         self.peaks = [float(group["lr"]) for group in self._groups]
         self._at_update: dict[int, float] = {}
         for optimizer in optimizers:
-            optimizer.register_step_pre_hook(self._see)
+            optimizer.register_step_pre_hook(self._note_rates)
         self.shares: list[tuple[float, ...]] = []
-        """Per step noted, those of all groups that differ, the first group's first: one where they agree."""
+        """For each noted step the groups' shares of their peaks; a single share where all groups agree."""
         self.updated: list[bool] = []
-        """Per step noted, whether the optimizers were called to update every group."""
+        """For each noted step, whether the optimizers updated every group."""
         self.highest = [0.0] * len(self._groups)
-        """Of each group, in any step noted: below the peak where the schedule never comes to it."""
+        """Highest rate of each group in any noted step; lower than the peak where the schedule never reaches it."""
 
-    def _see(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def _note_rates(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         for group in optimizer.param_groups:
             self._at_update.setdefault(id(group), float(group["lr"]))
 
     def note(self) -> None:
-        """Notes the rates of the step that was just made: at its update, where there was one."""
+        """Note the rates of the step that was just made: those at its update, where there was one."""
         rates = [self._at_update.get(id(group), float(group["lr"])) for group in self._groups]
         self.updated.append(len(self._at_update) == len(self._groups))
         self._at_update.clear()
         self.highest = list(map(max, self.highest, rates))
-        now = [rate / peak for rate, peak in zip(rates, self.peaks, strict=True)]
-        self.shares.append((now[0],) if max(now) - min(now) < AGREE_WITHIN else tuple(now))
+        shares = [rate / peak for rate, peak in zip(rates, self.peaks, strict=True)]
+        self.shares.append((shares[0],) if max(shares) - min(shares) < SHARE_TOLERANCE else tuple(shares))
 
 
 # Timing of optimizer steps in windows whose edges wait for the device, and no step inside does.
 
 
 ADJACENT_SECONDS = 0.1
-"""Between two windows that meters of power and energy may take for one: no finer do they tell."""
+"""Windows closer than this count as one for meters of power and energy, which resolve no finer."""
 
 
 class Window:
-    """A stretch of steps between two edges that wait for the device; on a GPU moments are events in its queue."""
+    """Steps between two edges that wait for the device; on a GPU times are events in its queue."""
 
     def __init__(self, device_type: str) -> None:
-        """Opens the window: waits for the device and marks its first edge."""
+        """Open the window: wait for the device and mark the first edge."""
         self._device_type = device_type
         wait_for(device_type)
         self.opened = time.perf_counter()
-        """By `time.perf_counter`."""
+        """Time of the first edge, by `time.perf_counter`."""
         self.seconds = math.nan
-        """Between its edges, once it is closed."""
+        """Seconds between the edges, once the window is closed."""
         self.step_seconds: list[float] = []
-        """Duration of each step, once it is closed."""
+        """Duration of each step, once the window is closed."""
         self.compiled: list[bool] = []
         """Whether each step compiled something."""
         self._marks = [self._mark()]
 
     def _mark(self) -> Any:
-        if self._device_type == "cpu":  # whose work is done when the call returns
+        if self._device_type == "cpu":  # a CPU's work is done when the call returns
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
     def step_done(self, compiled: bool) -> None:
-        """Marks the end of a step; `compiled`: something was compiled in it."""
+        """Mark the end of a step; `compiled`: something was compiled in it."""
         self._marks.append(self._mark())
         self.compiled.append(compiled)
 
     def close(self) -> None:
-        """Waits for the device and reads the durations."""
+        """Wait for the device and read the durations."""
         wait_for(self._device_type)
         self.seconds = time.perf_counter() - self.opened
         is_cpu = self._device_type == "cpu"
@@ -117,16 +117,16 @@ class Timing:
     warmup_steps: list[float] = field(default_factory=list)
     compiling_steps: list[float] = field(default_factory=list)
     stretches: list[tuple[float, float]] = field(default_factory=list)
-    """Begin and end of the timed windows by `time.perf_counter`, those less than ADJACENT_SECONDS apart as one."""
+    """Begin and end of timed windows by `time.perf_counter`; those less than ADJACENT_SECONDS apart are merged."""
 
     def add(self, window: Window, *, timed: bool, of_the_job: bool) -> None:
-        """`timed`: the warm-up is over; `of_the_job`: the steps are not those added for timing alone."""
+        """Add a window. `timed`: the warm-up is over; `of_the_job`: its steps were not added for timing alone."""
         if of_the_job:
             self.training_seconds += window.seconds
-        pairs = list(zip(window.step_seconds, window.compiled, strict=True))
-        self.compiling_steps += [seconds for seconds, compiled in pairs if compiled]
+        steps = list(zip(window.step_seconds, window.compiled, strict=True))
+        self.compiling_steps += [seconds for seconds, compiled in steps if compiled]
         if not timed:
-            self.warmup_steps += [seconds for seconds, compiled in pairs if not compiled]
+            self.warmup_steps += [seconds for seconds, compiled in steps if not compiled]
         elif any(window.compiled):
             self.recompilations += sum(window.compiled)
         else:
@@ -149,16 +149,16 @@ class Timing:
         return float(high - low)
 
     def compile_seconds(self) -> float | None:
-        """Time that the steps which compiled took beyond a median step; None where none did."""
-        usual = self.median_seconds()
-        if not self.compiling_steps or usual is None:
+        """Time of the steps that compiled beyond that of median steps; None where none compiled."""
+        median_step = self.median_seconds()
+        if not self.compiling_steps or median_step is None:
             return None
-        return max(0.0, sum(self.compiling_steps) - usual * len(self.compiling_steps))
+        return max(0.0, sum(self.compiling_steps) - median_step * len(self.compiling_steps))
 
     def warmup_seconds(self) -> float:
-        """Time of the warm-up steps; those that compiled count as a median step."""
-        inside = self.median_seconds() or 0.0
-        return sum(self.warmup_steps) + inside * (len(self.compiling_steps) - self.recompilations)
+        """Time of the warm-up steps; a step that compiled counts as a median step."""
+        median_step = self.median_seconds() or 0.0
+        return sum(self.warmup_steps) + median_step * (len(self.compiling_steps) - self.recompilations)
 
 
 # The full series of a trial: what every step left behind, read from the device at window edges.
@@ -170,7 +170,7 @@ class StepTensors(NamedTuple):
     loss: torch.Tensor
     """This rank's part of the mean over the step's tokens, before the update; nats per token, float32."""
     gradient_norm: torch.Tensor | None
-    """Global, before clipping; the same on every rank. None: an own loop that does not tell."""
+    """Global norm before clipping, the same on all ranks. None: an own loop does not report it."""
     applied: torch.Tensor
     """Whether the weights were updated; the same on every rank."""
     stream: torch.Tensor
@@ -178,7 +178,7 @@ class StepTensors(NamedTuple):
     tokens: int
     """Tokens that the model consumed on this rank."""
     micro_batches: int
-    """That it consumed them in, on this rank."""
+    """Number of micro-batches of the step on this rank."""
 
 
 DIVERGED_ABOVE = 2.0
@@ -193,11 +193,11 @@ NORM_TOLERANCE = 1e-3
 
 
 class RanksDisagreeError(RuntimeError):
-    """Gradients were not brought together over the ranks."""
+    """Ranks that must agree on gradients, weights or data do not."""
 
 
 class Diverged(Exception):  # noqa: N818 - an outcome, not an error
-    """The training left the numbers in which it can come back."""
+    """The loss is not finite, or so high that the training will not recover."""
 
 
 class Series:
@@ -217,25 +217,25 @@ class Series:
         self.extra_step_seconds: list[float] = []
 
     def read(self, steps: Sequence[StepTensors], world: World) -> None:
-        """Fetches the steps' scalars from the device; waits for it and for the other ranks. Raises Diverged."""
-        known = len(self.losses)
-        unknown = torch.full((), math.nan, device=world.device)
-        norms = torch.stack([unknown if s.gradient_norm is None else s.gradient_norm for s in steps]).double()
+        """Fetch the steps' scalars from the device; wait for it and for the other ranks. Raises Diverged."""
+        first_step = len(self.losses)
+        missing = torch.full((), math.nan, device=world.device)
+        norms = torch.stack([missing if s.gradient_norm is None else s.gradient_norm for s in steps]).double()
         losses = torch.stack([s.loss for s in steps]).double()
         tokens = torch.tensor([s.tokens for s in steps], dtype=torch.int64, device=world.device)
         # Two exchanges for all of the window's steps.
         summed_losses, summed_norms = world.total(torch.stack([losses, norms.nan_to_num(0.0, 0.0, 0.0)])).tolist()
         streams, summed_tokens = world.total(torch.stack([torch.stack([s.stream for s in steps]), tokens])).tolist()
-        found = norms.tolist()
-        _check_agreement(found, summed_norms, known, world)
+        values = norms.tolist()
+        _check_agreement(values, summed_norms, first_step, world)
         self.losses += summed_losses
-        self.gradient_norms += [None if s.gradient_norm is None else n for s, n in zip(steps, found, strict=True)]
+        self.gradient_norms += [None if s.gradient_norm is None else n for s, n in zip(steps, values, strict=True)]
         self.applied += torch.stack([s.applied for s in steps]).tolist()
         self.stream_sums += streams
         self.tokens += summed_tokens
         self.micro_batches += [s.micro_batches for s in steps]
         for step, (loss, norm) in enumerate(
-            zip(self.losses[known:], self.gradient_norms[known:], strict=True), known
+            zip(self.losses[first_step:], self.gradient_norms[first_step:], strict=True), first_step
         ):
             if not math.isfinite(loss):
                 raise Diverged(f"the loss of step {step} is {loss}")
@@ -251,24 +251,24 @@ class Series:
 
 
 def _check_agreement(norms: list[float], sums: list[float], first_step: int, world: World) -> None:
-    """Every rank must have found one gradient norm: a reduction left out would show here.
+    """Check that all ranks have the same gradient norms: a reduction that was left out shows here.
 
-    `sums`: over the ranks, those that are not finite as 0. Raises RanksDisagreeError.
+    `sums`: the norms' sums over the ranks, with 0 for norms that are not finite. Raises RanksDisagreeError.
     """
-    for step, (own, total) in enumerate(zip(norms, sums, strict=True), first_step):
-        here, mean = own if math.isfinite(own) else 0.0, total / world.size
-        if abs(here - mean) > NORM_TOLERANCE * abs(mean):
+    for step, (norm, total) in enumerate(zip(norms, sums, strict=True), first_step):
+        finite, mean = norm if math.isfinite(norm) else 0.0, total / world.size
+        if abs(finite - mean) > NORM_TOLERANCE * abs(mean):
             raise RanksDisagreeError(
-                f"the gradient norm of step {step} is {here:.6g} on rank {world.rank} and {mean:.6g} on average: "
+                f"the gradient norm of step {step} is {finite:.6g} on rank {world.rank} and {mean:.6g} on average: "
                 "the ranks do not train one model"
             )
 
 
-# What any loop is given before its first step.
+# What every training loop is given before its first step.
 
 
-EVALUATION_TOLD_SECONDS = 0.25
-"""Between two events of an evaluation."""
+EVALUATION_EVENT_SECONDS = 0.25
+"""Least seconds between two progress events of an evaluation."""
 Emit = Callable[[Event], None]
 
 
@@ -284,7 +284,7 @@ class Setting:
     batches: Batches
     stream: TokenStream
     shares: list[float]
-    """Of the peak learning rate, per step of the job."""
+    """Share of the peak learning rate for each step of the job."""
     held_out: HeldOut | None
     reading: evaluation.Reading | None
     """None: the job does not evaluate."""
@@ -292,47 +292,47 @@ class Setting:
     memory: TrainingMemory
     whereabouts: Whereabouts
     watch: Watch = field(default_factory=Watch)
-    """What is counted where own code takes part."""
+    """Counts of what own code does, where it takes part."""
     sdpa: SdpaBackends = field(default_factory=SdpaBackends)
-    """Backends that the training's attention used."""
+    """SDPA backends that the training's attention used."""
     trainable_parameters: int | None = None
-    """Known once it is decided what of the model is trained."""
+    """Number of trainable parameters, once the adaptation is applied."""
     parameters_by_use: dict[str, int] = field(default_factory=dict)
-    """Those that are trained, by what they are used as."""
+    """Number of trainable parameters by their use, such as `matrix`."""
     left_parameters: int | None = None
-    """Of matrices that the adaptation is for and does not reach; None: it has no such rule."""
+    """Number of parameters in matrices that LoRA was meant for but does not reach; None: no LoRA."""
     tried: Tried = field(default_factory=Tried)
-    """What the model was found to do."""
+    """How the model behaves in a forward pass, from a trial call."""
     recorder: Recorder | None = None
-    """Set when the loop makes one: what is known is written even where the training fails."""
+    """Set when the loop makes its recorder, so that its series is written even where the training fails."""
 
     def share_at(self, step: int) -> float:
-        """The share of the peak; a step added for timing trains on at the job's last one."""
+        """The share of the peak rate at a step; steps added for timing have the job's last share."""
         return self.shares[min(step, len(self.shares) - 1)]
 
 
-# Watches a training, whoever drives it: windows of steps, evaluations, then steps for timing alone.
+# The recorder measures a training, whichever loop drives it: windows of steps, evaluations, steps for timing alone.
 #
-# The driver, our own loop or a foreign one, asks `wants_step` and tells `step_done`; everything that is measured,
-# read or evaluated happens in between, the same for every driver.
+# The loop, ours or another, calls `wants_step` and `step_done`; everything that is measured, read or evaluated
+# happens in these calls, and is the same for every loop.
 
 
 SECONDS_BETWEEN_EDGES = {"cpu": 0.25, "cuda": 1.0}
-"""How long a window should stay open: waiting for a CPU costs nothing, for a GPU it empties its queue."""
+"""Aimed-at length of a window: waiting for a CPU costs nothing, waiting for a GPU empties its queue."""
 LEAST_TIMED_STEPS = 5
-"""So that a median and its quartiles mean something."""
+"""Fewest timed steps for a meaningful median and quartiles."""
 
 
 class Recorder:
-    """Collects what a job's steps and evaluations yield; every rank has one, and they agree on its windows."""
+    """Collects what a job's steps and evaluations yield; each rank has one, and all have the same windows."""
 
     def __init__(
         self, setting: Setting, forward: Callable[[], AbstractContextManager[evaluation.Forward]],
         optimizers: list[torch.optim.Optimizer],
     ) -> None:  # fmt: skip
-        """To be made when optimizers have their peak learning rates and no step was made; `setting` names it then.
+        """Make it before the first step, when optimizers have their peak learning rates; sets `setting.recorder`.
 
-        All that is evaluated goes through it, so here optimizers are put to the weights that are.
+        All evaluations go through it, so it switches optimizers with two sets of weights.
         """
         evaluation.begin_training(optimizers)
         if "optimizer" in setting.watch.own:
@@ -347,9 +347,9 @@ class Recorder:
         self.inside: Inspection | None = None
         self.steps_done = 0
         self.first_step_at: float | None = None
-        """When the first window was opened, by `time.perf_counter`."""
+        """Time at which the first window opened, by `time.perf_counter`."""
         self.training_window: tuple[float, float] | None = None
-        """Training up to the first evaluation, by `time.perf_counter`."""
+        """Begin and end of the training before the first evaluation, by `time.perf_counter`."""
         self.evaluation = partial(evaluation.at_evaluated_weights, optimizers, forward)
         every = self.job.eval.every_steps if isinstance(self.job.eval, Eval) else None
         points = set(range(every, self.job.max_steps, every)) if every else set()
@@ -367,7 +367,7 @@ class Recorder:
         return self._compilations - self._compilations_before
 
     def write_series(self, path: Path) -> None:
-        """Everything known of every step, as JSON; numbers that are not finite become null."""
+        """Write everything known of every step as JSON; numbers that are not finite become null."""
         series, rates = self.series, self.learning_rates
         content = {
             "loss_nats_per_token": _storable(series.losses),
@@ -399,7 +399,7 @@ class Recorder:
         return self._window is not None
 
     def step_done(self, step: StepTensors) -> None:
-        """A step was made since `wants_step`. Raises Diverged."""
+        """Record the step made since `wants_step`. Raises Diverged."""
         assert self._window is not None, "ask wants_step before a step"
         of_the_job = self.steps_done < self.job.max_steps
         if of_the_job:
@@ -412,12 +412,12 @@ class Recorder:
             self._close(self._window, of_the_job)
 
     def _next_window(self) -> int:
-        """Steps of the next window, 0 for the end; the first rank's answer counts, as clocks differ."""
+        """Steps of the next window, 0 at the end; the first rank decides, since clocks differ."""
         by_pace = max(1, int(SECONDS_BETWEEN_EDGES[self.world.device_type] / (self._pace_seconds or math.inf)))
         edges = [*self._evaluation_steps, self.job.timing.warmup_steps]
-        left = [edge - self.steps_done for edge in edges if edge > self.steps_done]
+        steps_to_edges = [edge - self.steps_done for edge in edges if edge > self.steps_done]
         if self.steps_done < self.job.max_steps:
-            return min(by_pace, *left)
+            return min(by_pace, *steps_to_edges)
         if self._timed_enough():
             return 0
         missing_steps = self._least_timed() - len(self.timing.timed_steps)
@@ -429,12 +429,12 @@ class Recorder:
         return max(LEAST_TIMED_STEPS, self.job.max_steps - self.job.timing.warmup_steps)
 
     def _timed_enough(self) -> bool:
-        """Whether the timed windows suffice: long enough, and voided ones made up for."""
+        """Whether the timed windows are long enough, with voided windows replaced."""
         enough = len(self.timing.timed_steps) >= self._least_timed()
         return enough and self.timing.timed_seconds >= self.setting.order.min_timed_seconds
 
     def _close(self, window: Window, of_the_job: bool) -> None:
-        """Read and report what the window's steps left; evaluate where a stretch of training ends here."""
+        """Read and report the window's results; evaluate, score and save where the step calls for it."""
         self._window = None
         self.setting.whereabouts.enter("reading of results", self.steps_done)
         window.close()
@@ -463,23 +463,23 @@ class Recorder:
                 self.training_window = (self.first_step_at, time.perf_counter())
             self._evaluate()
             if self.steps_done == self.job.max_steps:
-                self._measure_own()
+                self._run_own_metrics()
                 self._save()
 
-    def _teller(self, what: Literal["sequences", "texts"]) -> Callable[[int, int], None]:
-        """Tells of so many done of all, but not more often than anybody looks."""
-        told = time.perf_counter()
+    def _progress_reporter(self, what: Literal["sequences", "texts"]) -> Callable[[int, int], None]:
+        """A function that emits progress of the evaluation, at most every EVALUATION_EVENT_SECONDS."""
+        last_report = time.perf_counter()
 
-        def tell(done: int, of: int) -> None:
-            nonlocal told
-            if (now := time.perf_counter()) - told >= EVALUATION_TOLD_SECONDS:
-                told = now
+        def report(done: int, of: int) -> None:
+            nonlocal last_report
+            if (now := time.perf_counter()) - last_report >= EVALUATION_EVENT_SECONDS:
+                last_report = now
                 self.setting.emit(Evaluating(done=done, of=of, what=what))
 
-        return tell
+        return report
 
     def _evaluate(self) -> None:
-        """Score the held-out set where the job has one; after the last step generate and look inside as well."""
+        """Compute the held-out loss where the job evaluates; after the last step also scores and samples."""
         setting, held_out = self.setting, self.setting.held_out
         if not held_out:
             return
@@ -487,20 +487,20 @@ class Recorder:
         setting.whereabouts.enter("evaluation", self.steps_done)
         before = time.perf_counter()
         # No more sequences at once than in training, so that an evaluation doesn't run out of memory first.
-        at_once = setting.order.choices.micro_batch_size
+        batch_size = setting.order.choices.micro_batch_size
         try:
             with self.evaluation() as logits:
                 seen_before = setting.watch.untrained
-                tell = self._teller("sequences")
+                report = self._progress_reporter("sequences")
                 loss = evaluation.heldout_loss(
-                    logits, held_out, sequences_per_batch=at_once, world=self.world, tell=tell
+                    logits, held_out, sequences_per_batch=batch_size, world=self.world, report=report
                 )
                 setting.watch.scored.append((len(held_out), setting.watch.untrained - seen_before))
                 if self.steps_done >= self.job.max_steps:
                     assert setting.reading is not None, "a job that evaluates has one"
-                    tell = self._teller("texts")
-                    self.scores = evaluation.examined(setting.order, setting.reading, logits, self.world, tell)
-                    self.inside = evaluation.look_inside(held_out, setting.reading, logits, self.world)
+                    report = self._progress_reporter("texts")
+                    self.scores = evaluation.score_model(setting.order, setting.reading, logits, self.world, report)
+                    self.inside = evaluation.inspect_model(held_out, setting.reading, logits, self.world)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -517,25 +517,25 @@ class Recorder:
             )
         )
 
-    def _measure_own(self) -> None:
-        """Metrics of own code, of the model that was evaluated last; every rank takes part."""
+    def _run_own_metrics(self) -> None:
+        """Compute the metrics of own code for the model that was evaluated last; all ranks take part."""
         order = self.setting.order
         if not order.job.own_metrics:
             return
         try:
             with self.evaluation() as forward:
-                found = evaluation.own_metrics(order, forward, self.world)
+                added = evaluation.own_metrics(order, forward, self.world)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             raise MemoryError(f"in job.eval.metrics, the training itself went well: {error}") from error
-        signatures = {name: order.job.own_metrics[name].call for name in found}
+        signatures = {name: order.job.own_metrics[name].call for name in added}
         self.scores = replace(
-            self.scores, scores={**self.scores.scores, **found}, signatures={**self.scores.signatures, **signatures}
+            self.scores, scores={**self.scores.scores, **added}, signatures={**self.scores.signatures, **signatures}
         )
 
     def _save(self) -> None:
-        """Keep the model that was evaluated last, where the order says so; every rank takes part."""
+        """Save the model that was evaluated last, where the order requests it; all ranks take part."""
         order = self.setting.order
         if order.model_folder is None:
             return

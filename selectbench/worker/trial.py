@@ -34,7 +34,7 @@ from selectbench.worker.batches import Batch, Batches, TokenStream, batches_of, 
 from selectbench.worker.evaluation import Reading
 from selectbench.worker.loop import Unsupported, train_with, unsupported_where_missing
 from selectbench.worker.model import PretrainedModelError, enable_checkpointing, ensure_weights, mapped_model
-from selectbench.worker.observation import Tried, Watch, own_parts, tried
+from selectbench.worker.observation import Tried, Watch, parts_of_own_code, tried
 from selectbench.worker.outcome import Before, finished
 from selectbench.worker.ranks import run_ranks
 from selectbench.worker.recorder import Diverged, Emit, Setting
@@ -179,6 +179,6 @@ def _setting(
         stream=TokenStream(job.global_batch_size, batches.width, world.device),
         shares=shares(job.lr_schedule, job.max_steps), held_out=held_out,
         reading=None if held_out is None else Reading.of(order, data, held_out),
-        emit=emit, memory=memory, whereabouts=whereabouts, watch=Watch(own_parts(job, choices)),
+        emit=emit, memory=memory, whereabouts=whereabouts, watch=Watch(parts_of_own_code(job, choices)),
         tried=getattr(module, "tried", Tried()),
     )  # fmt: skip

@@ -23,7 +23,7 @@ def test_events_begin_with_started_and_end_with_finished(trials):
 
 
 def test_an_evaluation_tells_how_far_it_is(trials, monkeypatch):
-    monkeypatch.setattr(recorder, "EVALUATION_TOLD_SECONDS", 0.0)
+    monkeypatch.setattr(recorder, "EVALUATION_EVENT_SECONDS", 0.0)
     told = [event for event in trials.events() if isinstance(event, Evaluating)]
     done = [event.done for event in told]
     assert done == sorted(set(done))
