@@ -89,7 +89,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.enter("forward pass")
         world, order = self.setting.world, self.setting.order
         first_row = (world.rank * accumulation_of(self.setting) + len(self._sums)) * order.choices.micro_batch_size
-        self._sums.append(self.setting.stream.mixed(torch.cat([inputs, targets[:, -1:]], dim=1), first_row))
+        self._sums.append(self.setting.stream.partial_sum(torch.cat([inputs, targets[:, -1:]], dim=1), first_row))
         self._tokens += targets.numel()
 
     def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: object = None) -> torch.Tensor:

@@ -135,7 +135,7 @@ class OptimizerStep:
         for row in range(start, end, self.micro_batch_size):
             self.whereabouts.enter("forward pass", step)
             batch = self.batches.batch_at(indices[row : row + self.micro_batch_size], step)
-            sums.append(self.stream.mixed(batch.tokens, row))
+            sums.append(self.stream.partial_sum(batch.tokens, row))
             losses.append(self._micro_batch(batch, counted, step, row + self.micro_batch_size >= end))
         self.first.keeps(self.engine.kept_gradients)
         self.whereabouts.enter("update", step)
@@ -322,7 +322,7 @@ class OwnStep:
         for row in range(first, first + rows, size):
             setting.whereabouts.enter("forward pass", self.number)
             sequences = batches.sequences_at(indices[row : row + size])
-            self._sums.append(setting.stream.mixed(sequences, row))
+            self._sums.append(setting.stream.partial_sum(sequences, row))
             self._tokens += size * (sequences.shape[1] - 1)
             self._missing -= 1
             inputs = sequences[:, :-1].contiguous()

@@ -303,7 +303,7 @@ class Watch:
 
     def _note(self, inputs: torch.Tensor, sign: int) -> None:
         if self._differing is not None and self.stream is not None:
-            self._differing = self._differing + self.stream.anywhere(inputs) * (sign * (2 * self._step + 1))
+            self._differing = self._differing + self.stream.unordered_sum(inputs) * (sign * (2 * self._step + 1))
 
     def watch_updates(self, optimizers: Sequence[torch.optim.Optimizer], module: Any, order: Order) -> None:
         """Count updates from here on; compare weights where each rank has all of them and no update is skipped."""

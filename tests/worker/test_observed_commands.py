@@ -9,7 +9,7 @@ import pytest
 
 from selectbench.record.record import Trial
 from selectbench.record.wire import CommandOrder, Finished
-from selectbench.worker.command import Seen, _fault, _finished, _looks
+from selectbench.worker.command import Rank, _fault, _finished, _looks
 
 STEPS = 30
 
@@ -23,7 +23,7 @@ def order(**changes: Any) -> CommandOrder:
     return CommandOrder(trial=Trial(trial_id="one", option="one", seed=1, settings=msgspec.Raw(b"{}")), **settings)
 
 
-def rank(number: int = 0, looks: tuple[int, ...] = (), **model: Any) -> Seen:
+def rank(number: int = 0, looks: tuple[int, ...] = (), **model: Any) -> Rank:
     """One process, whose steps take a second each and one that is looked at ten."""
     seconds = [10.0 if step in looks else 1.0 for step in range(1, STEPS + 1)]
     steps = [
@@ -36,10 +36,10 @@ def rank(number: int = 0, looks: tuple[int, ...] = (), **model: Any) -> Seen:
     first = {"optimizers": ["SGD"], "optimizer_settings": [], "own_loss": 4.0, "loss_convention": "mean",
              "compute_dtype": "float32", "update_norm": 0.5, "left_out_parameters": 0}  # fmt: skip
     told = [{"step": step, "own_loss": 4.0, "agrees": True} for step in looks]
-    return Seen({"rank": number, "at": 0.0}, {**kind, **model}, steps, first, told, end={"left_out_parameters": 0})
+    return Rank({"rank": number, "at": 0.0}, {**kind, **model}, steps, first, told, end={"left_out_parameters": 0})
 
 
-def finished(*ranks: Seen, **changes: Any) -> Finished:
+def finished(*ranks: Rank, **changes: Any) -> Finished:
     assert _fault(order(**changes), list(ranks), 0) is None
     return _finished(order(**changes), list(ranks), 0.0, {})
 

@@ -20,7 +20,7 @@ from selectbench.worker.batches import (
     PairTokens,
     batches_of,
     causal_held_out,
-    hidden,
+    hide_tokens,
     masked_held_out,
     pairs_held_out,
 )
@@ -270,7 +270,7 @@ def test_hidden_tokens_follow_from_seed_step_and_sequence_and_not_from_the_cut(p
 
 def test_shares_of_hidden_tokens():
     tokens = np.random.default_rng(0).integers(300, size=(2000, 100))
-    inputs, chosen = hidden(tokens, list(range(2000)), 300, mask_id=300)
+    inputs, chosen = hide_tokens(tokens, list(range(2000)), 300, mask_id=300)
     assert chosen.mean() == pytest.approx(0.15, abs=0.003)
     assert (inputs[~chosen] == tokens[~chosen]).all()
     is_mask, is_same = inputs[chosen] == 300, inputs[chosen] == tokens[chosen]
@@ -281,7 +281,7 @@ def test_shares_of_hidden_tokens():
 
 
 def test_something_is_hidden_in_the_shortest_sequence():
-    _, chosen = hidden(np.zeros((500, 2), np.int64), list(range(500)), 300, mask_id=1)
+    _, chosen = hide_tokens(np.zeros((500, 2), np.int64), list(range(500)), 300, mask_id=1)
     assert chosen.any(axis=1).all()
 
 

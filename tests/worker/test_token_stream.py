@@ -10,7 +10,7 @@ STREAM = TokenStream(8, 4 + 1, "cpu")
 
 
 def total(sequences, size):
-    return sum(int(STREAM.mixed(sequences[row : row + size], row)) for row in range(0, 8, size)) % 2**64
+    return sum(int(STREAM.partial_sum(sequences[row : row + size], row)) for row in range(0, 8, size)) % 2**64
 
 
 @given(st.lists(st.integers(0, 2**24), min_size=40, max_size=40), st.permutations(range(8)))
@@ -31,4 +31,4 @@ def test_another_token_anywhere_is_another_sum(row, column, change):
 
 def test_steps_are_hashed_in_order():
     assert stream_sha256([1, -2]) != stream_sha256([-2, 1])
-    assert STREAM.mixed(torch.ones(2, 5, dtype=torch.int64), 0).ndim == 0
+    assert STREAM.partial_sum(torch.ones(2, 5, dtype=torch.int64), 0).ndim == 0
