@@ -102,7 +102,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._losses.append(loss.detach().clone())  # the Trainer multiplies in place
         if self.setting.tried.adds_loss:
             part = outputs.loss.float() * (len(labels) / self.setting.order.job.global_batch_size)
-            self.first.adds(part)
+            self.first.note_added_loss(part)
             loss = loss + part
         return loss
 
@@ -128,7 +128,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Gradients are complete and clipped."""
-        self.first.keeps(lambda: [p.grad for p in self.setting.module.parameters()])
+        self.first.note_gradients(lambda: [p.grad for p in self.setting.module.parameters()])
         self.enter("update")
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -18,57 +18,57 @@ from selectbench.worker.runtime import autocast
 
 
 class Unsupported(Exception):  # noqa: N818 - an outcome, not an error
-    """A choice can't be had here, found only by trying."""
+    """A choice is not supported here, which only an attempt shows."""
 
 
 @dataclass
 class FirstStep:
-    """What a loop has seen of its first step on this rank; None: it is not known, or there is none."""
+    """Facts about the first step on this rank; None: not known, or there is none."""
 
     compute_dtype: torch.dtype | None = None
-    """Of the logits."""
+    """The logits' dtype."""
     gradient_bytes: int | None = None
-    """Kept between backward pass and update."""
+    """Bytes of the gradients between backward pass and update."""
     gradient_dtypes: set[torch.dtype] | None = None
     added_loss: torch.Tensor | None = None
-    """What the model added to this rank's part of the loss."""
+    """Loss that the model added to this rank's part of the loss."""
     has_gradients: bool = False
     """Whether all backward passes were made."""
 
-    def adds(self, part: torch.Tensor) -> None:
-        """The model added a part of the loss to a micro-batch's; what later steps tell does not count."""
+    def note_added_loss(self, part: torch.Tensor) -> None:
+        """Add a loss that the model added to a micro-batch's; calls in later steps have no effect."""
         if not self.has_gradients:
             self.added_loss = part.detach() if self.added_loss is None else self.added_loss + part.detach()
 
-    def keeps(self, gradients: Callable[[], Sequence[torch.Tensor | None] | None]) -> None:
-        """All backward passes of a step were made; asked for once. None: gradients are hidden."""
+    def note_gradients(self, gradients: Callable[[], Sequence[torch.Tensor | None] | None]) -> None:
+        """Note the gradients after a step's backward passes; called back once. None: gradients are hidden."""
         if not self.has_gradients:
             self.has_gradients = True
-            if (found := gradients()) is not None:
-                kept = [gradient for gradient in found if gradient is not None]
-                self.gradient_bytes = sum(g.numel() * g.element_size() for g in kept)
-                self.gradient_dtypes = {g.dtype for g in kept}
+            if (values := gradients()) is not None:
+                present = [gradient for gradient in values if gradient is not None]
+                self.gradient_bytes = sum(g.numel() * g.element_size() for g in present)
+                self.gradient_dtypes = {g.dtype for g in present}
 
 
 @dataclass
 class Trained:
-    """What a loop leaves behind for the certificate; None: the loop hides it."""
+    """What a loop returns for the certificate; None: the loop does not show it."""
 
     recorder: Recorder
     framework: str
     strategy: str
     optimizers: list[torch.optim.Optimizer]
     parameters: list[torch.Tensor] | None
-    """Those that this rank keeps between steps."""
+    """The parameters that this rank stores between steps."""
     first_step: FirstStep
     reduction_dtype: str | None
     resolved_config: dict[str, Any] | None = None
     working_dtype: str | None = None
-    """Of the weights in forward and backward pass."""
+    """Dtype of the weights in forward and backward pass."""
 
 
 def train(setting: Setting) -> Trained:
-    """The whole job, then the steps that timing still needs. Raises Diverged and Unsupported."""
+    """Train the job's steps, then those that timing still needs. Raises Diverged and Unsupported."""
     return train_with_engine(setting, engine_for(setting))
 
 
@@ -86,7 +86,7 @@ def engine_for(setting: Setting) -> Engine:
 
 
 def train_with_engine(setting: Setting, engine: Engine) -> Trained:
-    """The job's steps, then those that timing still needs. Raises Diverged."""
+    """Train the job's steps, then those that timing still needs. Raises Diverged."""
     recorder = Recorder(setting, engine.evaluation, engine.optimizers)
     step = OptimizerStep(setting, engine)
     while recorder.wants_step():
@@ -100,7 +100,7 @@ def train_with_engine(setting: Setting, engine: Engine) -> Trained:
 
 @contextmanager
 def unsupported_where_missing(what: str) -> Iterator[None]:
-    """Turns a missing package or feature into the outcome `unsupported`, named by `what`."""
+    """Turn a missing package or feature into the outcome `unsupported`; `what` names it in the message."""
     try:
         yield
     except (ImportError, NotImplementedError) as error:
@@ -108,7 +108,7 @@ def unsupported_where_missing(what: str) -> Iterator[None]:
 
 
 class OptimizerStep:
-    """Carries out optimizer steps of a fixed cut: a rank has a slice of the step, micro-batches slices of that."""
+    """Runs optimizer steps: each rank has a slice of the step's sequences, each micro-batch a slice of that."""
 
     def __init__(self, setting: Setting, engine: Engine) -> None:
         self.engine, self.batches, self.stream = engine, setting.batches, setting.stream
@@ -122,7 +122,7 @@ class OptimizerStep:
         self._forward_loss = engine.forward_loss(setting.loss)
 
     def run(self, step: int, share_of_peak: float) -> StepTensors:
-        """Trains on this rank's sequences of optimizer step `step` at this share of the peak learning rate.
+        """Train on this rank's sequences of optimizer step `step` at this share of the peak learning rate.
 
         Nothing here waits for the device.
         """
@@ -137,13 +137,13 @@ class OptimizerStep:
             batch = self.batches.batch_at(indices[row : row + self.micro_batch_size], step)
             sums.append(self.stream.partial_sum(batch.tokens, row))
             losses.append(self._micro_batch(batch, counted, step, row + self.micro_batch_size >= end))
-        self.first.keeps(self.engine.kept_gradients)
+        self.first.note_gradients(self.engine.kept_gradients)
         self.whereabouts.enter("update", step)
         norm, applied = self.engine.clip_and_step(self.clip_norm)
         return StepTensors(_sum(losses), norm, applied, _sum(sums), rows * self.tokens_per_sequence, len(losses))
 
     def _micro_batch(self, batch: Batch, counted: int, step: int, is_last: bool) -> torch.Tensor:
-        """Adds the gradient of a micro-batch; its share of the step's loss.
+        """Add a micro-batch's gradient; returns its part of the step's loss.
 
         `counted`: targets of the whole step, of all ranks and micro-batches.
         """
@@ -152,10 +152,10 @@ class OptimizerStep:
                 batch = replace(batch, named={**batch.named, "labels": batch.targets})
             summed, added, self.first.compute_dtype = self._forward_loss(batch)
             loss = total = summed / counted
-            if added is not None:  # a mean over the micro-batch: it counts by its share of the step's sequences
+            if added is not None:  # a mean over the micro-batch, weighted by its share of the step's sequences
                 part = added * (len(batch.tokens) / self._sequences)
                 total = loss + part
-                self.first.adds(part)
+                self.first.note_added_loss(part)
             self.whereabouts.enter("backward pass", step)
             self.engine.backward(total)
         return loss.detach()
@@ -165,11 +165,11 @@ def _sum(scalars: list[torch.Tensor]) -> torch.Tensor:
     return scalars[0] if len(scalars) == 1 else torch.stack(scalars).sum()
 
 
-# A user's own training loop: it does forward pass, backward pass and update; we hand it the job and measure.
+# A user's own training loop does forward pass, backward pass and update; we give it the job and measure.
 
 
-Handed = tuple[torch.Tensor, torch.Tensor, bool]
-"""Token ids and their next tokens, both int64 of shape (sequences, seq_len); whether it is the step's last."""
+MicroBatch = tuple[torch.Tensor, torch.Tensor, bool]
+"""Token ids and their next tokens, both int64, (sequences, seq_len), and whether it is the step's last."""
 
 
 class OwnLoopError(RuntimeError):
@@ -270,10 +270,10 @@ class OwnTrial:
 
     def _before_update(self, *_: object) -> None:
         self._updates += 1
-        self._first.keeps(lambda: [p.grad for p in self.parameters])
+        self._first.note_gradients(lambda: [p.grad for p in self.parameters])
 
     def _updated(self) -> bool:
-        """Whether every optimizer has made a step since the last call."""
+        """Whether every optimizer has made one step since the last call."""
         updates, self._updates = self._updates, 0
         return updates == len(self.optimizers)
 
@@ -281,7 +281,7 @@ class OwnTrial:
         raise OwnLoopError(f"framework {self._name}: {what}")
 
     def _trained(self) -> Trained:
-        """After the function has returned. Raises OwnLoopError where it did so too early."""
+        """The result after the user's function returned. Raises OwnLoopError where it returned too early."""
         if not self._ended:
             self._fail(
                 f"returned after {self._recorder.steps_done} steps, the job has "
@@ -309,7 +309,7 @@ class OwnStep:
         self._tokens = 0
         self._missing: int | None = None
 
-    def micro_batches(self) -> Iterator[Handed]:
+    def micro_batches(self) -> Iterator[MicroBatch]:
         """What this rank trains on in the step, on the device; all of them are to be used."""
         trial, setting = self._trial, self._trial._setting
         if self._missing is not None:
@@ -348,8 +348,8 @@ class OwnStep:
         if self._missing:
             fail(f"{where}: {self._missing} of its micro-batches were not used")
         if not isinstance(loss, torch.Tensor) or loss.ndim:
-            found = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
-            fail(f"{where}: step.done(loss=...): expected a scalar tensor, found {found}")
+            given = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            fail(f"{where}: step.done(loss=...): expected a scalar tensor, found {given}")
         if not self._trial._updated() and applied is True:
             fail(f"{where}: not every one of trial.optimizers made one step; where fp16 skips it say applied=False")
         self.is_done = True
@@ -365,7 +365,7 @@ class OwnStep:
         )
 
     def _on_device(self, applied: torch.Tensor | bool) -> torch.Tensor:
-        """As a boolean scalar; one that is made here is filled there, not copied there, which would wait."""
+        """A boolean scalar on the device; a new one is filled there, since copying it would wait."""
         if isinstance(applied, torch.Tensor):
             return applied.to(device=self._trial.device, dtype=torch.bool, non_blocking=True)
         return torch.full((), applied, dtype=torch.bool, device=self._trial.device)

@@ -35,17 +35,17 @@ AUTO: dict[str, Any] = {
     "masked_lm": transformers.AutoModelForMaskedLM,
     "seq2seq": transformers.AutoModelForSeq2SeqLM,
 }
-"""transformers' class of models for each task."""
+"""transformers' auto class for each task."""
 
 
 class PretrainedModelError(Exception):
-    """A folder or hub id that holds no whole model; one line with what is wrong and the fix."""
+    """A folder or hub id without a complete model; its message is one line with the problem and the fix."""
 
 
 def set_randomness_off(config: Any) -> None:
-    """Sets every such number of a configuration to 0, those left to the family's default among them.
+    """Set every rate of dropout or noise in a configuration to 0, including defaults of the family.
 
-    So it does in configurations inside of it.
+    Nested configurations are set too.
     """
     for name, value in vars(config).items():
         if isinstance(value, transformers.PreTrainedConfig):
@@ -55,7 +55,7 @@ def set_randomness_off(config: Any) -> None:
 
 
 def random_parts(module: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, float]]:
-    """Every number of a model's parts that says how much is dropped, or which noise is added."""
+    """Every rate of dropout or noise of a model: the module, the attribute's name, and its value."""
     for part in module.modules():
         if isinstance(part, _DropoutNd):
             yield part, "p", part.p
@@ -64,8 +64,8 @@ def random_parts(module: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str
                 yield part, name, value
 
 
-def _finished(module: Any, *, is_random: bool) -> Any:
-    """As it is trained: nothing random but what the suite says is to stay, and no cache."""
+def _for_training(module: Any, *, is_random: bool) -> Any:
+    """Prepare the model for training: no cache, and nothing random unless the suite keeps it (`is_random`)."""
     if not is_random:
         for part, name, _ in list(random_parts(module)):
             setattr(part, name, 0.0)
@@ -74,11 +74,11 @@ def _finished(module: Any, *, is_random: bool) -> Any:
 
 
 def pretrained_model(model: models.PretrainedModel, auto: Any, *, attention: str | None, empty: bool) -> Any:
-    """A model that was trained before, in fp32, its dropout off unless the suite keeps it.
+    """Load a pretrained model in fp32, with dropout off unless the suite keeps it.
 
     Raises PretrainedModelError where it can't be loaded, NotImplementedError where it lacks the attention kernel.
     """
-    where = f"model.pretrained: {model.pretrained}"
+    subject = f"model.pretrained: {model.pretrained}"
     try:
         config = transformers.AutoConfig.from_pretrained(model.pretrained, revision=model.revision or "main")
         if not model.is_random:
@@ -87,43 +87,43 @@ def pretrained_model(model: models.PretrainedModel, auto: Any, *, attention: str
             with torch.device("meta"):
                 module = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)
         else:
-            module, found = auto.from_pretrained(
+            module, loading_info = auto.from_pretrained(
                 model.pretrained, revision=model.revision or "main", config=config, dtype=torch.float32,
                 attn_implementation=attention, output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
-            for name, *shapes in sorted(found["mismatched_keys"]):
-                has, says = (" x ".join(map(str, shape)) for shape in shapes)
+            for name, *shapes in sorted(loading_info["mismatched_keys"]):
+                stored, expected = (" x ".join(map(str, shape)) for shape in shapes)
                 raise PretrainedModelError(
-                    f"{where} holds {name} of {has}, its config.json makes it {says}: {models.AGAIN}"
+                    f"{subject} holds {name} of {stored}, its config.json makes it {expected}: {models.AGAIN}"
                 )
-            if missing := sorted(found["missing_keys"]):
-                named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-                raise PretrainedModelError(f"{where} holds no weights for {named}: {models.AGAIN}")
+            if missing := sorted(loading_info["missing_keys"]):
+                names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+                raise PretrainedModelError(f"{subject} holds no weights for {names}: {models.AGAIN}")
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        said = first_line(str(error)).rstrip(".:")
-        if isinstance(error, ValueError) and "does not support" in said:  # what its class lacks
-            raise NotImplementedError(f"{where}: {said}") from error
-        said = one_line(said, models.MOST_OF_A_LIBRARY)
+        message = first_line(str(error)).rstrip(".:")
+        if isinstance(error, ValueError) and "does not support" in message:  # the model's class lacks the kernel
+            raise NotImplementedError(f"{subject}: {message}") from error
+        message = one_line(message, models.MOST_OF_A_LIBRARY)
         fix = models.AGAIN if Path(model.pretrained).is_dir() else models.HUB
-        raise PretrainedModelError(f"{where} cannot be loaded: {said} ({fix})") from error
-    return _finished(module, is_random=model.is_random)
+        raise PretrainedModelError(f"{subject} cannot be loaded: {message} ({fix})") from error
+    return _for_training(module, is_random=model.is_random)
 
 
 def new_model(job: Job, vocab_size: int, *, attention: str | None, empty: bool = False) -> Any:
-    """The job's model in fp32 on the CPU, its weights drawn from torch's global generator.
+    """Make the job's model in fp32 on the CPU, with weights from torch's global generator.
 
     `vocab_size` is the tokenizer's. `attention` None: the best kernel that its class has. `empty`: parameters and
     buffers without memory, on the meta device.
-    A model of own code is made whole even where `empty`: it may hold tensors in other ways. Raises
-    ImportError or NotImplementedError where the attention kernel asked for can't be had or transformers has no
+    A model of own code gets its memory even where `empty`, as it may hold tensors in other ways. Raises
+    ImportError or NotImplementedError where the requested attention kernel is not available or transformers has no
     such model for the task, OwnCodeError.
     """
     if isinstance(job.model, models.OwnModel):
         family, size = job.model.family, models.resolved_vocab_size(job.model, vocab_size)
-        made = load(family, "model")(vocab_size=size, seq_len=job.seq_len, **job.model.settings)
-        if not isinstance(made, torch.nn.Module):
-            raise OwnCodeError(f"model {family}: expected a torch.nn.Module, it made a {type(made).__name__}")
-        return made.float()
+        module = load(family, "model")(vocab_size=size, seq_len=job.seq_len, **job.model.settings)
+        if not isinstance(module, torch.nn.Module):
+            raise OwnCodeError(f"model {family}: expected a torch.nn.Module, it made a {type(module).__name__}")
+        return module.float()
     if isinstance(job.model, models.PretrainedModel):
         return pretrained_model(job.model, AUTO[job.task], attention=attention, empty=empty)
     settings = job.model.transformers_config(models.resolved_vocab_size(job.model, vocab_size), job.seq_len)
@@ -132,29 +132,29 @@ def new_model(job: Job, vocab_size: int, *, attention: str | None, empty: bool =
         try:
             config: Any = transformers.AutoConfig.for_model(**settings)
         except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
-            where = getattr(job.model, "config", job.model)
-            said = one_line(str(error), 400)
+            subject = getattr(job.model, "config", job.model)
+            message = one_line(str(error), 400)
             raise PretrainedModelError(
-                f"model.config: {where}: transformers refuses it: {said} (correct these settings)"
+                f"model.config: {subject}: transformers refuses it: {message} (correct these settings)"
             ) from error
         if type(config) not in getattr(auto, "_model_mapping", {}):
             raise NotImplementedError(f"transformers has no {config.model_type} for task {job.task}")
         if (text := config.get_text_config(decoder=True)) is not config and job.task == "causal_lm":
-            text.vocab_size = settings.get("vocab_size", text.vocab_size)  # of a file that says nothing of the part
+            text.vocab_size = settings.get("vocab_size", text.vocab_size)  # its file may not set it
         if not job.model.is_random:
             set_randomness_off(config)
         try:
             module = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)
         except ValueError as error:
-            if "does not support" not in str(error):  # what its class lacks
+            if "does not support" not in str(error):  # the model's class lacks the kernel
                 raise
             raise NotImplementedError(first_line(str(error))) from error
-    return _finished(module, is_random=job.model.is_random)
+    return _for_training(module, is_random=job.model.is_random)
 
 
 def enable_checkpointing(module: Any) -> None:
     """Recompute every block's activations in the backward pass."""
-    # transformers renames the method in the course of its fifth version; the first parameter stays.
+    # transformers 5 renames the method in one of its releases; the first parameter stays.
     enable = getattr(module, "activation_checkpointing_enable", None) or getattr(
         module, "gradient_checkpointing_enable", None
     )
@@ -176,18 +176,18 @@ def cast_parameters(
     module: torch.nn.Module, dtype: torch.dtype, device: str | None = None, *, through: str | None = None,
     copy: bool = True,
 ) -> None:  # fmt: skip
-    """Gives the module parameters of its own in this dtype, on this device; buffers keep their dtype.
+    """Give the module its own copies of parameters in this dtype, on this device; buffers keep their dtype.
 
-    Buffers such as rotary frequencies lose their meaning below fp32. Tied parameters stay tied. `through`: a
-    dtype to round to first. Not `copy`: parameters that fit already stay what they are, mapped or not.
+    Buffers such as rotary frequencies need fp32. Tied parameters stay tied. `through`: a dtype to round to first.
+    Not `copy`: parameters that have the dtype and device already are not copied, even if they are mapped.
     """
     for parameter in module.parameters():
         if isinstance(parameter, DTensor) or hasattr(parameter, "ds_tensor"):
-            continue  # sharded already, with a part of the model
+            continue  # it was sharded with a part of the model
         if not parameter.is_floating_point():
-            continue  # kept in a few bits, on its device already
-        start = parameter.data if through is None else parameter.data.to(getattr(torch, through))
-        parameter.data = start.to(device=device or parameter.device, dtype=dtype, copy=copy)
+            continue  # it is quantised, and on its device already
+        value = parameter.data if through is None else parameter.data.to(getattr(torch, through))
+        parameter.data = value.to(device=device or parameter.device, dtype=dtype, copy=copy)
     for part in module.modules():
         for name, buffer in part._buffers.items():
             if buffer is not None and device is not None:
@@ -195,33 +195,32 @@ def cast_parameters(
 
 
 def empty_copy(module: torch.nn.Module) -> Any:
-    """The same module without memory for parameters and buffers, to be called with all of them given by name."""
-    known: dict[int, Any] = {
+    """A copy of the module without memory for parameters and buffers, for calls that pass all of them by name."""
+    replacements: dict[int, Any] = {
         id(p): torch.nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)
         for p in module.parameters()
     }
-    known |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in module.buffers()}
-    return copy.deepcopy(module, memo=known)
+    replacements |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in module.buffers()}
+    return copy.deepcopy(module, memo=replacements)
 
 
 def blocks_of(module: torch.nn.Module) -> list[torch.nn.Module]:
-    """The repeated blocks of a model, outermost first found: those of its own lists of modules.
+    """The repeated blocks of a model, in the order of its modules.
 
-    transformers names its blocks' classes in `_no_split_modules`, and in some families embeddings besides, which
-    may be tied to the head; other models' blocks are the members of `torch.nn.ModuleList`s that lie in no other
-    such list.
+    transformers names its blocks' classes in `_no_split_modules`, in some families with embeddings, which may be
+    tied to the head and are left out; other models' blocks are the members of the outermost `torch.nn.ModuleList`s.
     """
     lists = [part for part in module.modules() if isinstance(part, torch.nn.ModuleList)]
-    listed = {id(part) for each in lists for part in each}
-    named = set(getattr(module, "_no_split_modules", None) or ())
-    if found := [part for part in module.modules() if id(part) in listed and type(part).__name__ in named]:
-        return found
-    inner = {id(part) for outer in lists for part in outer.modules() if part is not outer}
-    return [block for outer in lists if id(outer) not in inner for block in outer]
+    members = {id(part) for group in lists for part in group}
+    class_names = set(getattr(module, "_no_split_modules", None) or ())
+    if blocks := [part for part in module.modules() if id(part) in members and type(part).__name__ in class_names]:
+        return blocks
+    nested_lists = {id(part) for group in lists for part in group.modules() if part is not group}
+    return [block for group in lists if id(group) not in nested_lists for block in group]
 
 
 def logits_of(output: Any) -> torch.Tensor:
-    """Of a transformers output or a plain tensor, shape (sequences, seq_len, vocabulary). Raises OwnCodeError."""
+    """The logits, (sequences, seq_len, vocabulary), of a transformers output or a tensor. Raises OwnCodeError."""
     logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
     if not isinstance(logits, torch.Tensor):
         kind = type(output).__name__
@@ -229,20 +228,20 @@ def logits_of(output: Any) -> torch.Tensor:
     return logits
 
 
-# Initial weights: drawn once per model and seed, kept in a file, mapped by every process that needs them.
+# Initial weights are drawn once per model and seed, stored in a file, and mapped by every process that needs them.
 #
 # Ranks that map one file share its pages, so that host memory does not grow with their number.
 
 
 BUFFER = "buffer "
-"""Before the name of what is no parameter: buffers are kept too, those that a state dict leaves out among them."""
+"""Prefix of buffers' names; all buffers are stored, including those that a state dict leaves out."""
 
 
 def ensure_weights(order: Order, vocab_size: int) -> Path:
-    """The file of the trial's initial weights in fp32, drawn where there is none yet.
+    """The file of the trial's initial weights in fp32; draws them where the file does not exist yet.
 
-    Drawn in a process of its own where one can be forked, so that a trial that draws uses no more memory
-    than one that finds them drawn.
+    They are drawn in a child process where one can be forked, so that a trial that draws uses no more memory
+    than one that finds the file.
     """
     model, seed = order.job.model, None if isinstance(order.job.model, models.PretrainedModel) else order.trial.seed
     content = [order.job.task, model.model_dump(mode="json"), vocab_size, order.job.seq_len, seed]
@@ -263,10 +262,10 @@ def _draw(order: Order, vocab_size: int, path: Path) -> None:
         module = new_model(order.job, vocab_size, attention=None)
     content = {name: parameter.detach().float() for name, parameter in module.named_parameters()}
     content |= {f"{BUFFER}{name}": buffer for name, buffer in module.named_buffers()}
-    path.parent.mkdir(exist_ok=True)  # not the run's folder, which may have been taken away
+    path.parent.mkdir(exist_ok=True)  # but not the run's folder, which may have been deleted
     unfinished = path.with_suffix(f".{os.getpid()}")
     for name, tensor in content.items():
-        # A view of something larger, or one that is laid out otherwise, is copied.
+        # Views of larger tensors and tensors of another layout are copied.
         if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() != tensor.nbytes:
             content[name] = tensor.clone(memory_format=torch.contiguous_format)
     save_file(content, unfinished)
@@ -274,41 +273,41 @@ def _draw(order: Order, vocab_size: int, path: Path) -> None:
 
 
 def mapped_model(order: Order, vocab_size: int, weights: Path) -> Any:
-    """The job's model on the CPU, its parameters mapped from the file: not to be written to."""
+    """The job's model on the CPU, with read-only parameters mapped from the file."""
     attention = order.choices.attention.name
     with torch.random.fork_rng(devices=[]):
         module = new_model(order.job, vocab_size, attention=attention, empty=True)
-        held = (value for part in module.modules() for value in vars(part).values())
-        # One without memory that is neither parameter nor buffer.
-        if any(isinstance(value, torch.Tensor) and value.is_meta for value in held):
+        attributes = (value for part in module.modules() for value in vars(part).values())
+        # Some tensor that is neither parameter nor buffer has no memory: make the whole model.
+        if any(isinstance(value, torch.Tensor) and value.is_meta for value in attributes):
             module = new_model(order.job, vocab_size, attention=attention)
     with safe_open(weights, framework="pt") as stored:
-        # By identity: tied parameters are one object under several names, of which the file has the first.
+        # By identity: tied parameters are one object with several names; the file has the first name.
         parameters = {
             id(p): torch.nn.Parameter(stored.get_tensor(name), requires_grad=p.requires_grad)
             for name, p in module.named_parameters()
         }
         buffers = {id(b): stored.get_tensor(f"{BUFFER}{name}").clone() for name, b in module.named_buffers()}
     for part in module.modules():
-        for mine, replacing in ((part._parameters, parameters), (part._buffers, buffers)):
-            mine.update({name: replacing[id(value)] for name, value in mine.items() if value is not None})
+        for tensors, mapped in ((part._parameters, parameters), (part._buffers, buffers)):
+            tensors.update({name: mapped[id(value)] for name, value in tensors.items() if value is not None})
     return module
 
 
-# Forward pass and loss of a micro-batch as one function: torch.compile sees both, and no logits outlive it.
+# Forward pass and loss of a micro-batch as one function, so that torch.compile sees both and logits are freed.
 
 
 SummedLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Logits (sequences, seq_len, vocabulary) and targets (sequences, seq_len) to the sum of token losses."""
+"""From logits (sequences, seq_len, vocabulary) and targets (sequences, seq_len) to the sum of token losses."""
 ForwardLoss = Callable[[Batch], tuple[torch.Tensor, torch.Tensor | None, torch.dtype]]
-"""A batch to the sum of its token losses, what the model adds where it is given labels, and the logits' dtype."""
+"""From a batch to the sum of its token losses, the loss that the model adds, if any, and the logits' dtype."""
 
 
 def loss_alone(loss: SummedLoss, choices: Choices) -> SummedLoss:
     """The loss of logits of any dtype, for a loop that calls the model by itself or through a wrapper.
 
-    A wrapper ends the model's graph: the loss is then a graph of its own, in which what is done to the logits,
-    the largest tensors of a step, becomes one pass over them. In torch.compile's default mode: with
+    A wrapper ends the model's graph: the loss is then a separate graph, which fuses the operations on the logits,
+    the largest tensors of a step, into one pass. In torch.compile's default mode: with
     CUDA graphs, as in max-autotune, the logits would be copied into the graph's own memory first.
     """
     in_fp32 = _in_fp32(loss)
@@ -322,26 +321,26 @@ def _in_fp32(loss: SummedLoss) -> SummedLoss:
 def forward_and_loss(
     forward: Any, loss: SummedLoss, choices: Choices, device_type: str, *, uncompiled: Any = None
 ) -> ForwardLoss:
-    """One after the other; of a bare model, told `uncompiled` too, compiled together where both may be.
+    """Forward pass and loss in one function; compiled as one graph where `uncompiled`, the bare model, is given.
 
-    The loss is taken outside of autocast; logits are gone when the function returns.
+    The loss is computed outside of autocast; logits are freed when the function returns.
     """
-    are_together = uncompiled is not None and choices.compile.mode is not None and choices.loss.is_compiled
-    summed = _in_fp32(loss) if are_together else loss_alone(loss, choices)
-    called = uncompiled if are_together else forward
+    is_joint = uncompiled is not None and choices.compile.mode is not None and choices.loss.is_compiled
+    summed = _in_fp32(loss) if is_joint else loss_alone(loss, choices)
+    model = uncompiled if is_joint else forward
     precision = choices.precision
 
-    def both(
-        arguments: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor], targets: torch.Tensor
+    def forward_with_loss(
+        arguments: tuple[torch.Tensor, ...], keywords: dict[str, torch.Tensor], targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.dtype]:
         with autocast(precision, device_type):
-            output = called(*arguments, **named)
+            output = model(*arguments, **keywords)
             logits = logits_of(output)
-            added = output.loss.float() if "labels" in named else None
+            added = output.loss.float() if "labels" in keywords else None
         if logits.ndim != 3 or logits.shape[:2] != targets.shape:  # a row for every target
             expected = f"({', '.join(map(str, targets.shape))}, vocabulary)"
             raise OwnCodeError(f"the model's logits must have the shape {expected}, found {tuple(logits.shape)}")
         return summed(logits, targets), added, logits.dtype
 
-    made = torch.compile(both, mode=choices.compile.mode) if are_together else both
-    return lambda batch: made(batch.arguments, batch.named, batch.targets)
+    function = torch.compile(forward_with_loss, mode=choices.compile.mode) if is_joint else forward_with_loss
+    return lambda batch: function(batch.arguments, batch.named, batch.targets)

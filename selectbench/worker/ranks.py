@@ -1,7 +1,7 @@
-"""The ranks of a trial: processes that the trial's own process starts, hears and ends.
+"""The ranks of a trial: child processes that the trial's process starts, listens to and ends.
 
-A rank ends with its parent, and the others with the first that fails. Which one failed first is decided by
-the ranks' own clocks, and a rank that died without a word comes before those that only lost touch with it.
+A rank ends with its parent, and all ranks end when one fails. The ranks' clocks decide which one failed first;
+a rank that died without a message counts before those that only lost the connection to it.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from selectbench.record import wire
 from selectbench.worker import runtime
 from selectbench.worker.recorder import Emit
 
-DUMPING_SECONDS = 2.0
-"""For all ranks to write their stacks; the bench waits a little longer."""
-MEETING_PATIENCE = timedelta(minutes=5)
-"""For ranks to find each other. What hangs later is ended by the bench's limits, which know which rank it is."""
-SETTLING_SECONDS = 0.3
-"""How long after a rank's failure the others' are heard, to see which came first."""
+STACK_SECONDS = 2.0
+"""Time for all ranks to write their stacks; the bench waits a little longer."""
+RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
+"""Timeout of the rendezvous. Later hangs are ended by the bench's limits, which know which rank hangs."""
+LATER_FAILURE_SECONDS = 0.3
+"""How long after a failure to wait for those of other ranks, to see which came first."""
 
 DONE = "done"
-"""A rank's last word where all went well."""
+"""A rank's last message after a successful end."""
 
 RunRank = Callable[[wire.Order, runtime.World, Emit, runtime.Whereabouts, float], None]
 
 
-class AskedWhereItIsError(Exception):
-    """SIGTERM: the bench gives the trial up and wants to know which rank held it up."""
+class StackRequestedError(Exception):
+    """SIGTERM arrived: the bench gives the trial up and wants to know which rank is behind."""
 
 
 @dataclass
@@ -59,80 +59,80 @@ class Rank:
     messages: Connection
     listening: bool = True
     done: bool = False
-    """Whether it said that it came to its end."""
+    """Whether the rank reported its successful end."""
 
 
 @dataclass(order=True)
 class Failure:
-    """The end of a rank that failed; the least is the first."""
+    """The failure of a rank; the smallest one came first."""
 
     may_be_victim: bool
-    """Whether another rank's end may have caused it; a rank that something killed can't be one."""
+    """Whether another rank's end may have caused it; not so for a rank that was killed."""
     at: float
     """Monotonic seconds."""
     gave_up: wire.GaveUp = field(compare=False)
 
 
 def run_ranks(order: wire.Order, emit: Emit, run_rank: RunRank, began: float) -> None:
-    """Runs the order's ranks of this node; `emit` gets the first rank's events, Finished or GaveUp last.
+    """Run the order's ranks of this node; `emit` gets the first rank's events, Finished or GaveUp last.
 
-    On a node without the first rank nothing is emitted where all went well.
+    On a node without the first rank nothing is emitted after a successful end.
 
-    `began`: when the trial did, by `time.perf_counter`, which is one clock for all processes.
+    `began`: time at which the trial began, by `time.perf_counter`, which is one clock for all processes.
     """
     context: Any = multiprocessing.get_context("fork" if is_fork_safe() else "spawn")
     text, place = wire.ORDERS.write(order), place_of(order)
     cells = context.RawArray("q", place.ranks * wire.CELLS_PER_RANK)
     faulthandler.unregister(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, _raise_asked)
+    signal.signal(signal.SIGTERM, _raise_stack_requested)
     ranks: list[Rank] = []
     try:
         if order.place is None and (reason := loopback_problem()) is not None:
             emit(wire.GaveUp(kind="crashed", detail=reason))
             return
         family = socket.AF_INET6 if ":" in place.address else socket.AF_INET
-        # Where the first rank will listen; None on a node that has it not.
-        here = socket.create_server((place.address, 0), family=family) if not place.first_rank else None
-        with here or contextlib.nullcontext() as meeting:
-            if order.place is not None and meeting is not None:
-                emit(wire.Listening(port=meeting.getsockname()[1]))
+        # Where the first rank will listen; None on a node without the first rank.
+        socket_of_first = socket.create_server((place.address, 0), family=family) if not place.first_rank else None
+        with socket_of_first or contextlib.nullcontext() as listener:
+            if order.place is not None and listener is not None:
+                emit(wire.Listening(port=listener.getsockname()[1]))
             for number in range(place.first_rank, place.first_rank + place.ranks):
-                ours, theirs = context.Pipe(duplex=False)
-                arguments = (text, number, meeting, theirs, cells, run_rank, began, os.getpid())
-                ranks.append(Rank(context.Process(target=_rank_main, args=arguments), ours))
+                receiver, sender = context.Pipe(duplex=False)
+                arguments = (text, number, listener, sender, cells, run_rank, began, os.getpid())
+                ranks.append(Rank(context.Process(target=_rank_main, args=arguments), receiver))
                 ranks[-1].process.start()
-                theirs.close()
+                sender.close()
         outcome = _outcome(ranks, emit, place.first_rank)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the last word is not to be torn
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the last event must not be interrupted
         if outcome is not None:
             emit(outcome)
-    except AskedWhereItIsError:
+    except StackRequestedError:
         # Which rank is behind; each writes its stack into its log first.
-        rank, sentence = wire.describe_stages(cells, place.first_rank)
-        for each in ranks:
-            if each.process.is_alive():
-                each.process.terminate()
-        until = time.monotonic() + DUMPING_SECONDS
-        for each in ranks:
-            each.process.join(max(0.0, until - time.monotonic()))
-        emit(wire.GaveUp(kind="timeout", detail=sentence, rank=rank, cells=list(cells)))
+        slowest, sentence = wire.describe_stages(cells, place.first_rank)
+        for rank in ranks:
+            if rank.process.is_alive():
+                rank.process.terminate()
+        deadline = time.monotonic() + STACK_SECONDS
+        for rank in ranks:
+            rank.process.join(max(0.0, deadline - time.monotonic()))
+        emit(wire.GaveUp(kind="timeout", detail=sentence, rank=slowest, cells=list(cells)))
     finally:
-        for each in ranks:
-            each.process.kill()
-        for each in ranks:
-            each.process.join()
+        for rank in ranks:
+            rank.process.kill()
+        for rank in ranks:
+            rank.process.join()
 
 
 def place_of(order: wire.Order) -> wire.Place:
-    """Of this node's ranks; where one node runs all, they meet at the loopback interface."""
-    alone = wire.Place(node=0, first_rank=0, ranks=order.world_size, address="127.0.0.1", interface="lo")
-    return order.place or alone
+    """The place of this node's ranks; on a single node they meet at the loopback interface."""
+    only_node = wire.Place(node=0, first_rank=0, ranks=order.world_size, address="127.0.0.1", interface="lo")
+    return order.place or only_node
 
 
 def loopback_problem() -> str | None:
     """Why ranks cannot meet on this machine; None: they can."""
     try:
-        with socket.create_server(("127.0.0.1", 0)) as there, socket.create_connection(there.getsockname(), 10):
+        with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname(), 10):
             return None
     except OSError as error:
         return (
@@ -141,50 +141,50 @@ def loopback_problem() -> str | None:
         )
 
 
-def _raise_asked(*_: object) -> None:
-    raise AskedWhereItIsError
+def _raise_stack_requested(*_: object) -> None:
+    raise StackRequestedError
 
 
-def _outcome(ranks: list[Rank], emit: Emit, first: int) -> wire.Finished | wire.GaveUp | None:
-    """Hears the ranks, `first` the first of them, to the end of all, or a little beyond the first failure."""
+def _outcome(ranks: list[Rank], emit: Emit, first_rank: int) -> wire.Finished | wire.GaveUp | None:
+    """Handle the ranks' messages until all have ended, or a little beyond the first failure."""
     finished: wire.Finished | None = None
     failures: list[Failure] = []
-    until: float | None = None
-    while any(rank.listening for rank in ranks) and (until is None or time.monotonic() < until):
-        # A rank's own children may hold its pipe open: its end is heard of in two ways.
+    deadline: float | None = None
+    while any(rank.listening for rank in ranks) and (deadline is None or time.monotonic() < deadline):
+        # A rank's children may hold its pipe open, so its end is noticed by pipe or by process.
         sources = [source for rank in ranks if rank.listening for source in (rank.messages, rank.process.sentinel)]
-        ready = wait(sources, None if until is None else max(0.0, until - time.monotonic()))
-        for number, rank in enumerate(ranks, first):
+        ready = wait(sources, None if deadline is None else max(0.0, deadline - time.monotonic()))
+        for number, rank in enumerate(ranks, first_rank):
             if rank.listening and (rank.messages in ready or rank.process.sentinel in ready):
-                event = _heard(number, rank, failures)
+                event = _next_event(number, rank, failures)
                 if isinstance(event, wire.Finished):
                     finished = event
                 elif event is not None:
                     emit(event)
-        if failures and until is None:
-            until = time.monotonic() + SETTLING_SECONDS
+        if failures and deadline is None:
+            deadline = time.monotonic() + LATER_FAILURE_SECONDS
     if failures:
-        worst = min(failures)
-        return msgspec.structs.replace(worst.gave_up, may_be_victim=worst.may_be_victim, at=worst.at)
-    assert first or finished is not None, "the first rank ended well without a result"
+        first = min(failures)
+        return msgspec.structs.replace(first.gave_up, may_be_victim=first.may_be_victim, at=first.at)
+    assert first_rank or finished is not None, "the first rank ended well without a result"
     return finished
 
 
-def _heard(number: int, rank: Rank, failures: list[Failure]) -> Any:
-    """The rank's next event, None where it told or met its end."""
+def _next_event(number: int, rank: Rank, failures: list[Failure]) -> Any:
+    """The rank's next event; None where it ended, failed or reported its end."""
     try:
         if not rank.messages.poll():
-            raise EOFError  # it has ended and said all
+            raise EOFError  # it has ended, and all its messages are read
         at, text = json.loads(rank.messages.recv_bytes())
-    except (EOFError, OSError):  # the latter where it was killed in the middle of a word
+    except (EOFError, OSError):  # OSError where it was killed while sending
         rank.listening = False
         rank.process.join()
         status = rank.process.exitcode
-        said_why = any(failure.gave_up.rank == number for failure in failures)
-        if not said_why and (status or not rank.done):
-            gone = wire.GaveUp(kind="crashed", detail="", rank=number, exit_status=status)
-            # A victim of another rank's end raises, and says so; a library's own exit says nothing.
-            failures.append(Failure(status not in (1, -signal.SIGKILL), time.monotonic(), gone))
+        has_reason = any(failure.gave_up.rank == number for failure in failures)
+        if not has_reason and (status or not rank.done):
+            gave_up = wire.GaveUp(kind="crashed", detail="", rank=number, exit_status=status)
+            # A victim of another rank's end raises and reports that; a library that exits reports nothing.
+            failures.append(Failure(status not in (1, -signal.SIGKILL), time.monotonic(), gave_up))
         return None
     if text == DONE:
         rank.done = True
@@ -197,10 +197,10 @@ def _heard(number: int, rank: Rank, failures: list[Failure]) -> Any:
 
 
 def _rank_main(
-    text: bytes, number: int, meeting: socket.socket | None, messages: Connection, cells: Any, run_rank: RunRank,
+    text: bytes, number: int, listener: socket.socket | None, messages: Connection, cells: Any, run_rank: RunRank,
     began: float, parent: int,
 ) -> None:  # fmt: skip
-    """A rank's whole life. Its last word is GaveUp where it failed."""
+    """Run a rank's process from start to end. Its last message is GaveUp where it failed."""
     die_with_parent(parent)
     order = wire.ORDERS.read(text)
     assert isinstance(order, wire.Order)
@@ -217,11 +217,11 @@ def _rank_main(
 
     try:
         add_to_path(order.code)  # the process may be a new one
-        with _process_group(order, number, meeting) as world:
+        with _process_group(order, number, listener) as world:
             run_rank(order, world, emit, runtime.Whereabouts(cells, number - place_of(order).first_rank), began)
         messages.send_bytes(json.dumps([time.monotonic(), DONE]).encode())
     except BaseException as error:
-        # Also what the process group needs, before and after the training.
+        # Also for failures of the process group, before and after the training.
         oom = runtime.is_out_of_memory(error)
         emit(wire.GaveUp(kind="oom", detail=str(error)) if oom else wire.GaveUp(kind="crashed", detail=""))
         traceback.print_exc()
@@ -230,13 +230,13 @@ def _rank_main(
 
 
 @contextlib.contextmanager
-def _process_group(order: wire.Order, number: int, meeting: socket.socket | None) -> Any:
-    """All ranks in one group, met at a port that the first one's trial process holds already."""
+def _process_group(order: wire.Order, number: int, listener: socket.socket | None) -> Any:
+    """A process group of all ranks, which meet at a port that the first rank's trial process already holds."""
     place = place_of(order)
-    port, here = place.port if meeting is None else meeting.getsockname()[1], number - place.first_rank
-    device = order.device if order.device == "cpu" else f"cuda:{here}"
+    port, local_rank = place.port if listener is None else listener.getsockname()[1], number - place.first_rank
+    device = order.device if order.device == "cpu" else f"cuda:{local_rank}"
     os.environ |= {
-        "RANK": str(number), "LOCAL_RANK": str(here), "WORLD_SIZE": str(order.world_size),
+        "RANK": str(number), "LOCAL_RANK": str(local_rank), "WORLD_SIZE": str(order.world_size),
         "LOCAL_WORLD_SIZE": str(place.ranks), "MASTER_ADDR": place.address, "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": str(order.threads),
     }  # fmt: skip
@@ -247,12 +247,12 @@ def _process_group(order: wire.Order, number: int, meeting: socket.socket | None
     if device != "cpu":
         torch.cuda.set_device(device)
     store = dist.TCPStore(  # type: ignore[attr-defined]
-        place.address, port, order.world_size, is_master=number == 0, timeout=MEETING_PATIENCE,
-        master_listen_fd=os.dup(meeting.fileno()) if number == 0 and meeting is not None else None,
+        place.address, port, order.world_size, is_master=number == 0, timeout=RENDEZVOUS_TIMEOUT,
+        master_listen_fd=os.dup(listener.fileno()) if number == 0 and listener is not None else None,
     )  # fmt: skip
     dist.init_process_group(
         "gloo" if device == "cpu" else "nccl", store=store, rank=number, world_size=order.world_size,
-        timeout=MEETING_PATIENCE, device_id=None if device == "cpu" else torch.device(device),
+        timeout=RENDEZVOUS_TIMEOUT, device_id=None if device == "cpu" else torch.device(device),
     )  # fmt: skip
     store.set_timeout(runtime.PATIENCE)
     runtime.set_patience()

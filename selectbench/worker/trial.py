@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-# A second's work that the trial server does once, before it forks: transformers loads families on demand.
+# These imports take a second; the trial server does them once, before it forks.
 from transformers import GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
 
 from selectbench.choices.choice import add_to_path, load
@@ -41,23 +41,23 @@ from selectbench.worker.recorder import Diverged, Emit, Setting
 
 
 def run_trial(order: Order, emit: Emit) -> None:
-    """Trains the order's trial; `emit` gets Started first and Finished or GaveUp last.
+    """Train the order's trial; `emit` gets Started first and Finished or GaveUp last.
 
-    Running out of memory, divergence and what can't be had here end in GaveUp; any other exception is
-    the caller's. Sets torch's thread count, random state and TF32 switch for the whole process.
+    Running out of memory, divergence and unsupported choices end in GaveUp; other exceptions are raised. Sets
+    torch's thread count, random state and TF32 switch for the whole process.
     """
-    # Asked where it is, a trial writes its stack to its log and ends.
+    # On SIGTERM a trial writes its stack to its log and ends.
     faulthandler.register(signal.SIGTERM, chain=True)
     emit(Started(software=runtime.versions()))
     emit(Phase(phase="setup"))
     add_to_path(order.code)
-    with _failures_told(emit), runtime.private_caches(Path(order.trial_folder)):
+    with _failures_as_events(emit), runtime.private_caches(Path(order.trial_folder)):
         job, choices = order.job, order.choices
         micro_batches = job.gradient_accumulation_steps(choices.micro_batch_size, order.world_size)
         situation = Situation(choices, order.device, micro_batches, job.task, job.data.kind)
-        if reason := combination_reason(situation):  # the plan refuses it before; an order may come from elsewhere
+        if reason := combination_reason(situation):  # the plan refuses it too, but an order may come from elsewhere
             raise Unsupported(reason)
-        # Which trial is the first to need them is chance: drawing them is no part of an option's start-up.
+        # It is chance which trial draws the weights: that time is not part of an option's start-up.
         with unsupported_where_missing(f"attention {order.choices.attention.name}"):
             ensure_weights(order, Prepared.open(Path(order.data_folder)).vocab_size)
         began = time.perf_counter()
@@ -70,12 +70,12 @@ def run_trial(order: Order, emit: Emit) -> None:
 def run_rank(
     order: Order, world: runtime.World, emit: Emit, whereabouts: runtime.Whereabouts, began: float
 ) -> None:
-    """Trains one rank's part; all ranks end together. Raises what `run_trial` turns into GaveUp.
+    """Train one rank's part; all ranks end together. Raises what `run_trial` turns into GaveUp.
 
-    `began`: when the trial did, by `time.perf_counter`.
+    `began`: time at which the trial began, by `time.perf_counter`.
     """
-    with _failures_told(emit):
-        # First of all: it counts from here.
+    with _failures_as_events(emit):
+        # Made first, since it counts from here.
         memory = runtime.CudaMemory() if world.device_type == "cuda" else runtime.CpuMemory()
         torch.set_num_threads(order.threads)
         runtime.set_tf32(order.choices.precision.tf32)
@@ -83,7 +83,7 @@ def run_rank(
         before = Before.training(setting.module, order, world)
         _adapt(setting)
         compiles = order.choices.compile.mode is not None
-        if setting.watch.own and not compiles:  # a graph would be broken by what is counted in it
+        if setting.watch.own and not compiles:  # the hooks that count would break a graph
             setting.watch.watch_model(setting.module, setting.stream)
         framework = order.choices.framework
         if isinstance(framework, OwnFramework):
@@ -102,31 +102,31 @@ def run_rank(
         finally:
             if setting.recorder is not None and world.is_first:
                 setting.recorder.write_series(Path(order.trial_folder) / "series.json")
-        done = finished(setting, before, trained, began)
+        event = finished(setting, before, trained, began)
         if world.is_first:
-            emit(done)
+            emit(event)
 
 
 @contextmanager
-def _failures_told(emit: Emit) -> Iterator[None]:
+def _failures_as_events(emit: Emit) -> Iterator[None]:
     try:
         yield
     except Exception as error:
         kinds: dict[type[Exception], FailureKind] = {
             Diverged: "diverged", PretrainedModelError: "crashed", Unsupported: "unsupported",
         }  # fmt: skip
-        kind = next((kind for known, kind in kinds.items() if isinstance(error, known)), None)
+        kind = next((kind for error_type, kind in kinds.items() if isinstance(error, error_type)), None)
         if disk_problem(str(error)) is not None:
             kind = "crashed"  # a log on a full disk may not say it
         if runtime.is_out_of_memory(error):
             kind = "oom"
         if kind is None:
-            raise  # what the worker itself says nothing of is the caller's
+            raise  # the caller handles all other exceptions
         emit(GaveUp(kind=kind, detail=str(error) or type(error).__name__))
 
 
 def _adapt(setting: Setting) -> None:
-    """Decides what of the model is trained; what is added to it is drawn from the seed."""
+    """Apply the adaptation, which decides what is trained; weights that it adds are drawn from the seed."""
     adaptation = setting.order.choices.adaptation
     torch.manual_seed(runtime.derived_seed(setting.order.trial.seed, "adaptation"))
     with unsupported_where_missing(f"adaptation {adaptation.name}"):
@@ -134,13 +134,13 @@ def _adapt(setting: Setting) -> None:
         setting.module.train()
         on_cpu = all(p.device.type == "cpu" for p in setting.module.parameters())
         if isinstance(adaptation, Lora):
-            setting.left_parameters = _left(setting.module, adaptation)
+            setting.left_parameters = _unreached_elements(setting.module, adaptation)
             if setting.tried.used_as and on_cpu:
                 try:
-                    tried(setting.module, _first(setting.batches))
+                    tried(setting.module, _first_batch(setting.batches))
                 except Exception as error:
-                    said = f"{type(setting.module).__name__} can't be called with PEFT's layers: {error}"
-                    raise NotImplementedError(said) from error
+                    message = f"{type(setting.module).__name__} can't be called with PEFT's layers: {error}"
+                    raise NotImplementedError(message) from error
     sizes: Counter[str] = Counter()
     for parameter, use in parameter_uses(setting.module):
         sizes[use] += parameter.numel() if parameter.requires_grad else 0
@@ -148,14 +148,14 @@ def _adapt(setting: Setting) -> None:
     setting.trainable_parameters = sum(p.numel() for p in setting.module.parameters() if p.requires_grad)
 
 
-def _left(module: Any, adaptation: Lora) -> int:
+def _unreached_elements(module: Any, adaptation: Lora) -> int:
     """Elements of the matrices between embedding and head that the adaptation does not reach."""
-    named = {id(parameter): name for name, parameter in module.named_parameters()}
-    matrices = [(named[id(p)], p) for p, use in parameter_uses(module) if use == "matrix"]
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    matrices = [(names[id(p)], p) for p, use in parameter_uses(module) if use == "matrix"]
     return sum(p.numel() for name, p in matrices if ".lora_" not in name and not adaptation.reaches(name, p))
 
 
-def _first(batches: Batches) -> Batch:
+def _first_batch(batches: Batches) -> Batch:
     return batches.batch_at(batches.sample_indices(0)[:1], 0)
 
 
@@ -172,7 +172,7 @@ def _setting(
     module.train()
     batches, held_out = batches_of(order, data, world, module), held_out_of(order, data, module)
     if isinstance(job.model, OfAnyFamily):
-        module.tried = tried(module, _first(batches))
+        module.tried = tried(module, _first_batch(batches))
     return Setting(
         order=order, world=world, module=module, loss=choices.loss.build(),
         batches=batches,

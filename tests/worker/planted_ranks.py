@@ -142,7 +142,7 @@ def run_ranks(order, *arguments):
     if order.trial.option == "no_loopback":
         _enter_a_network_without_any_interface_up()
     if order.trial.option == "rank_never_comes":
-        ranks_module.MEETING_PATIENCE = timedelta(seconds=2)
+        ranks_module.RENDEZVOUS_TIMEOUT = timedelta(seconds=2)
         ranks_module.redirect = _second_rank_stays_away
     _ranks(order, *arguments)
 
