@@ -18,9 +18,9 @@ if __name__ == "__main__":
 
         measure_node(int(rest[0]), int(rest[1]), cache_root(), code_sha256())
     elif role == "own_code":
-        from selectbench.worker.runtime import answer_of_own_code
+        from selectbench.worker.runtime import write_call_problems
 
-        answer_of_own_code(*rest)
+        write_call_problems(*rest)
     elif role == "score":
         from selectbench.worker.evaluation import write_scores
 

@@ -13,12 +13,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, masking_utils
 
-# transformers' attention masks, decided by shapes and by what the model was given, never by tensors' values.
+# transformers' attention masks, decided by shapes and by the model's arguments, never by tensors' values.
 #
-# Left alone a model looks whether several sequences were packed into a row, whether a padding mask hides anything
-# and whether padding was not told. Each look waits for the device. And where torch.compile traces, nothing can be
-# looked at: in case sequences are packed a whole mask is built, `is_causal` is lost, and with it flash attention.
-# Our jobs pack nothing, and pad the encoder's side alone, where the model is given the mask.
+# By default a model checks whether several sequences are packed into a row, whether a padding mask hides anything,
+# and whether there is padding without a mask. Each check waits for the device. torch.compile can make none of them:
+# a full mask is built in case sequences are packed, and `is_causal` is lost, and with it flash attention.
+# Our jobs pack nothing, and pad only the encoder's side, where the model gets the mask.
 
 
 Mask = Callable[..., torch.Tensor | None]
@@ -27,66 +27,66 @@ _MASKS: Any = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
 
 @contextmanager
 def masks_by_shape() -> Iterator[None]:
-    """Inside, models of transformers look at no values to make their masks; the masks are the same."""
+    """Within the context transformers' models make the same masks without reading tensors' values."""
     with ExitStack() as undo:
         for owner, name in (
             (masking_utils, "find_packed_sequence_indices"),
             (PreTrainedModel, "warn_if_padding_and_no_attention_mask"),
         ):
-            if (before := getattr(owner, name, None)) is not None:  # not every version has it
-                undo.callback(setattr, owner, name, before)
+            if (original := getattr(owner, name, None)) is not None:  # not every version has it
+                undo.callback(setattr, owner, name, original)
                 setattr(owner, name, lambda *_: None)  # no sequence is packed; no warning
-        for kernel, made in (("sdpa", _skipped_by_shape), ("eager", _unread)):
+        for kernel, wrap in (("sdpa", _by_shape), ("eager", _without_reading)):
             undo.callback(_MASKS.__setitem__, kernel, _MASKS[kernel])
-            _MASKS[kernel] = made(_MASKS[kernel])
+            _MASKS[kernel] = wrap(_MASKS[kernel])
         yield
 
 
-def _skipped_by_shape(original: Mask) -> Mask:
-    """The kernel needs no mask where `is_causal` says everything, or where everything is attended to."""
-    made = _unread(original)
+def _by_shape(original: Mask) -> Mask:
+    """Wrap a mask function: no mask where `is_causal` suffices, or where all tokens are attended to."""
+    make_mask = _without_reading(original)
 
     def mask(
         *, kv_length: int, q_length: int | None = None, local_size: int | None = None,
         attention_mask: torch.Tensor | None = None, allow_is_causal_skip: bool = True,
-        allow_is_bidirectional_skip: bool = False, **more: Any,
+        allow_is_bidirectional_skip: bool = False, **others: Any,
     ) -> torch.Tensor | None:  # fmt: skip
-        causal = allow_is_causal_skip and q_length == kv_length
-        everything = allow_is_bidirectional_skip and attention_mask is None
-        if (causal or everything) and (local_size is None or kv_length < local_size):
+        is_causal = allow_is_causal_skip and q_length == kv_length
+        attends_to_all = allow_is_bidirectional_skip and attention_mask is None
+        if (is_causal or attends_to_all) and (local_size is None or kv_length < local_size):
             return None
         length = {} if q_length is None else {"q_length": q_length}
-        return made(
+        return make_mask(
             kv_length=kv_length, local_size=local_size, attention_mask=attention_mask,
             allow_is_causal_skip=allow_is_causal_skip, allow_is_bidirectional_skip=allow_is_bidirectional_skip,
-            **length, **more,
+            **length, **others,
         )  # fmt: skip
 
     return mask
 
 
-def _unread(original: Mask) -> Mask:
-    """A padding mask that was given is used whatever it hides; a causal one is the model's own and all ones."""
+def _without_reading(original: Mask) -> Mask:
+    """Wrap a mask function: a padding mask is always used; a causal model's is all ones and is dropped."""
 
     def mask(
         *, attention_mask: torch.Tensor | None = None, allow_is_causal_skip: bool = True,
-        allow_is_bidirectional_skip: bool = False, **more: Any,
+        allow_is_bidirectional_skip: bool = False, **others: Any,
     ) -> torch.Tensor | None:  # fmt: skip
         if allow_is_causal_skip:
             attention_mask = None
         return original(
             attention_mask=attention_mask, allow_is_causal_skip=allow_is_causal_skip,
-            allow_is_bidirectional_skip=allow_is_bidirectional_skip and attention_mask is None, **more,
+            allow_is_bidirectional_skip=allow_is_bidirectional_skip and attention_mask is None, **others,
         )  # fmt: skip
 
     return mask
 
 
-# Which backends of torch's scaled_dot_product_attention a training used: as found, not as asked.
+# Which backends of torch's scaled_dot_product_attention a training used, as observed and not as requested.
 #
-# The function's own choice depends on dtypes, masks, shapes and the device, and shows in the operation that it
-# calls: in an eager forward pass as it runs, under torch.compile in the graph that was compiled. The backend `math`
-# is no operation of its own: it is what a call came to that called none of the others.
+# The function's choice depends on dtypes, masks, shapes and the device, and shows in the operation that it calls:
+# in an eager forward pass as it runs, under torch.compile in the compiled graph. The backend `math` has no
+# operation: it is the backend of a call that calls none of the others.
 
 
 MATH = "math"
@@ -103,27 +103,27 @@ class SdpaBackends:
 
     @property
     def found(self) -> list[str] | None:
-        """Sorted; empty: the function was not called; None: nothing was seen of the training's attention."""
+        """The backends, sorted; empty: the function was not called; None: the attention was not observed."""
         return None if self._found is None else sorted(self._found)
 
     def add(self, backends: Iterable[str]) -> None:
-        """What a forward pass or a graph used: nothing is an answer too."""
+        """Add the backends of a forward pass or a graph, which may be none."""
         self._found = (self._found or set()) | set(backends)
 
     def watch_first_forward(self, module: torch.nn.Module) -> None:
-        """Looks on at the module's next forward pass that has a backward pass; nothing of it is compiled then."""
-        calls, inside = _Calls(), ExitStack()
+        """Observe the module's next forward pass with gradients; it must not be compiled."""
+        calls, modes = _Calls(), ExitStack()
         begun: list[bool] = []
 
         def begin(*_: object) -> None:
             if torch.is_grad_enabled() and not begun:
                 begun.append(True)
-                inside.enter_context(calls.operations)
-                inside.enter_context(calls)
+                modes.enter_context(calls.operations)
+                modes.enter_context(calls)
 
         def end(*_: object) -> None:
             if begun:
-                inside.close()
+                modes.close()
                 for hook in hooks:
                     hook.remove()
                 self.add(calls.operations.fused | ({MATH} if calls.unfused else set()))
@@ -132,25 +132,25 @@ class SdpaBackends:
 
     @contextmanager
     def in_compiled_graphs(self) -> Iterator[None]:
-        """Looks into every graph of forward and backward pass that Inductor compiles inside."""
+        """Within the context, observe every joint graph of forward and backward pass that Inductor compiles."""
         from torch._inductor import config
         from torch._inductor.custom_graph_pass import CustomGraphPass
 
-        into = self
+        backends = self
 
-        class Noting(CustomGraphPass):
+        class RecordBackends(CustomGraphPass):
             def __call__(self, graph: torch.fx.Graph) -> None:
-                into.add(backends_of(graph))
+                backends.add(backends_of(graph))
 
             def uuid(self) -> object:
-                return __name__  # it leaves every graph as it is: what is cached with it serves all
+                return __name__  # it changes no graph, so all cached graphs can be shared
 
-        with config.patch(joint_custom_post_pass=Noting()):
+        with config.patch(joint_custom_post_pass=RecordBackends()):
             yield
 
 
 class _Operations(TorchDispatchMode):
-    """Notes the fused operations, whoever calls them."""
+    """Records the fused operations that are called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class _Operations(TorchDispatchMode):
 
 
 class _Calls(TorchFunctionMode):
-    """Notes whether a call of the function came to no fused operation."""
+    """Records whether a call of the function used no fused operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,20 +181,20 @@ class _Calls(TorchFunctionMode):
 
 
 def backends_of(graph: torch.fx.Graph) -> set[str]:
-    """Of a graph of aten operations: `math` where nodes come from a call and none of them is fused."""
+    """The backends of a graph of aten operations; `math` for a call of which no node is fused."""
     calls: dict[tuple[str, ...], set[str]] = {}
-    found = set()
+    backends = set()
     for node in graph.nodes:
         backend = _backend(node.target)
-        found |= {backend} if backend else set()
-        # The names of the traced calls around the node, where the innermost is the function's.
-        around = node.meta.get("source_fn_stack") or []
-        if around and around[-1][1] is F.scaled_dot_product_attention:
-            calls.setdefault(tuple(name for name, _ in around), set()).update([backend] if backend else [])
-    return found | ({MATH} if not all(calls.values()) else set())
+        backends |= {backend} if backend else set()
+        # The traced calls that enclose the node, of which the innermost must be the function's.
+        enclosing_calls = node.meta.get("source_fn_stack") or []
+        if enclosing_calls and enclosing_calls[-1][1] is F.scaled_dot_product_attention:
+            calls.setdefault(tuple(name for name, _ in enclosing_calls), set()).update([backend] if backend else [])
+    return backends | ({MATH} if not all(calls.values()) else set())
 
 
 def _backend(operation: object) -> str | None:
-    """Of a fused forward operation."""
-    found = _FUSED.fullmatch(str(getattr(operation, "_opname", "")))
-    return found[1] if found else None
+    """The backend's name for a fused forward operation; None: another operation."""
+    match = _FUSED.fullmatch(str(getattr(operation, "_opname", "")))
+    return match[1] if match else None

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def first_scale(world_size: int) -> float:
     """torch.amp.GradScaler's first scale over the number of ranks.
 
-    Libraries that average over ranks are given a loss as many times larger: what overflows is then the same at
-    every number of ranks.
+    Libraries that average over ranks get a loss as many times larger, so the same gradients overflow at every
+    number of ranks.
     """
     return 2.0**16 / world_size
 
@@ -39,17 +39,17 @@ def first_scale(world_size: int) -> float:
 def update_scale(
     scale: torch.Tensor, applied_in_a_row: torch.Tensor, applied: bool, *, growth_interval: int = 2000
 ) -> None:
-    """After a step, in place, as torch.amp.GradScaler does by the same function of torch.
+    """Update the scale and the count after a step, in place, as torch.amp.GradScaler does.
 
-    Doubled after that many applied steps in a row, halved where one was skipped. The scale is float32, the count
-    int32.
+    The scale is doubled after `growth_interval` applied steps in a row, and halved after a skipped one. It is
+    float32, the count int32.
     """
     overflowed = torch.tensor(float(not applied))
     torch._amp_update_scale_(scale, applied_in_a_row, overflowed, 2.0, 0.5, growth_interval)
 
 
 def gradient_scaler(choices: Choices, world: World) -> torch.amp.GradScaler | None:
-    """Torch's scaler where the precision asks for one, None otherwise."""
+    """Torch's gradient scaler where the precision needs one, None otherwise."""
     if not choices.precision.gradient_scaling:
         return None
     return torch.amp.GradScaler(world.device_type, init_scale=first_scale(world.size))
@@ -66,55 +66,55 @@ class WorkingCopy:
     """
 
     def __init__(self, master: torch.nn.Module, dtype: torch.dtype) -> None:
-        """Rounds the master's weights to `dtype` first: both begin from the same values."""
+        """Round the master's weights to `dtype` first, so that both begin from the same values."""
         self.module: Any = copy.deepcopy(master)
         model.cast_parameters(self.module, dtype)
-        self._kept: list[torch.Tensor] = []
-        self._working: list[torch.Tensor] = []
-        for kept, working in zip(master.parameters(), self.module.parameters(), strict=True):
-            kept.data.copy_(working.data)
-            if working.requires_grad:
-                working.register_post_accumulate_grad_hook(_handing_over_to(kept))
-                self._kept.append(kept)
-                self._working.append(working)
+        self._master_parameters: list[torch.Tensor] = []
+        self._working_parameters: list[torch.Tensor] = []
+        for master_parameter, parameter in zip(master.parameters(), self.module.parameters(), strict=True):
+            master_parameter.data.copy_(parameter.data)
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(_adding_to_master(master_parameter))
+                self._master_parameters.append(master_parameter)
+                self._working_parameters.append(parameter)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Rounds the updated master weights into the working copy: one kernel on a GPU, not one for each tensor."""
-        torch._foreach_copy_(self._working, self._kept)
+        """Round the updated master weights into the working copy, by one kernel on a GPU, not one per tensor."""
+        torch._foreach_copy_(self._working_parameters, self._master_parameters)
 
 
-def _handing_over_to(kept: torch.nn.Parameter) -> Any:
-    def hand_over(working: torch.Tensor) -> None:
-        gradient, working.grad = working.grad, None
+def _adding_to_master(master: torch.nn.Parameter) -> Any:
+    def add_gradient(parameter: torch.Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
         assert gradient is not None
-        if kept.grad is None:
-            kept.grad = gradient.float()
+        if master.grad is None:
+            master.grad = gradient.float()
         else:
-            kept.grad += gradient
+            master.grad += gradient
 
-    return hand_over
+    return add_gradient
 
 
-# What an optimizer step is made of besides the forward pass; one class per way of sharing the work.
+# The parts of an optimizer step besides the forward pass; one class for each way of sharing the work.
 #
 # The loop calls, per step: `begin_step`, then per micro-batch `micro_batch` around forward pass and `backward`,
 # then `clip_and_step`. On one device nothing here waits for it.
 
 
 Engine: TypeAlias = "SingleEngine | ZeroEngine"
-"""Carries a model and its optimizers through training, on one of the ranks, as `SingleEngine` documents it."""
+"""Trains a model with its optimizers on one of the ranks; `SingleEngine` documents its interface."""
 
 
 class SingleEngine:
-    """One process, one device: plain PyTorch, with gradient scaling where the precision asks for it."""
+    """One process and one device: plain PyTorch, with gradient scaling where the precision needs it."""
 
     strategy = "single"
-    """What wraps the model, for the certificate."""
+    """Class that wraps the model, for the certificate."""
     reduction_dtype: str | None = None
-    """Of gradients while they are summed over ranks; None: one rank sums nothing."""
+    """Dtype in which gradients are summed over ranks; None: a single rank sums nothing."""
     resolved_config: dict[str, Any] | None = None
-    """DeepSpeed's configuration as used."""
+    """DeepSpeed's configuration as it was used."""
 
     def __init__(self, module: Any, job: Job, choices: Choices, world: World) -> None:
         """Raises NotImplementedError where a choice can't be had.
@@ -128,10 +128,10 @@ class SingleEngine:
         self._choices = choices
         self._uncompiled = self._wrapped(self._trained_module(choices), choices)
         self.forward = self._compiled(self._uncompiled, choices)
-        """What a loop of a user's calls with token ids of shape (sequences, seq_len)."""
+        """The model that a user's loop calls with token ids of shape (sequences, seq_len)."""
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizers: list[torch.optim.Optimizer] = choices.optimizer.build(self.module)
-        """Those of torch that update this rank's part of the weights, whatever wraps them."""
+        """torch's optimizers that update this rank's part of the weights, without wrappers."""
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self._scaler = gradient_scaler(choices, world)
         # CUDA graphs write their outputs to the graph's own memory, which the next replay overwrites; a
@@ -143,7 +143,7 @@ class SingleEngine:
                 parameter.grad = torch.zeros_like(parameter)
 
     def _prepared(self, module: Any, choices: Choices) -> Any:
-        """The module with its own weights on the device in the dtype in which the optimizer sees them."""
+        """The module with its own weights on the device, in the dtype that the optimizer updates."""
         model.cast_parameters(module, getattr(torch, choices.precision.parameter_dtype), self.world.device)
         return module
 
@@ -161,7 +161,7 @@ class SingleEngine:
         return module
 
     def begin_step(self, share_of_peak: float) -> None:
-        """Clears the gradients and sets every group's learning rate to its own peak times the share."""
+        """Clear the gradients and set every group's learning rate to its peak times the share."""
         for optimizer, peaks in zip(self.optimizers, self._peaks, strict=True):
             optimizer.zero_grad(set_to_none=not self._keep_gradients)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -169,16 +169,16 @@ class SingleEngine:
 
     @contextmanager
     def micro_batch(self, is_last: bool) -> Iterator[None]:
-        """Entered before the forward pass; `is_last`: gradients are complete after this backward pass."""
+        """Enter before the forward pass; `is_last`: gradients are complete after this backward pass."""
         yield
 
     def forward_loss(self, loss: model.SummedLoss) -> model.ForwardLoss:
-        """Of a micro-batch, compiled together: one graph from the token ids to the loss, as nanoGPT has it."""
+        """Forward pass and loss of a micro-batch, compiled as one graph from ids to the loss, as in nanoGPT."""
         settings = loss, self._choices, self.world.device_type
         return model.forward_and_loss(self.forward, *settings, uncompiled=self._uncompiled)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Adds the loss's gradient.
+        """Add the loss's gradient.
 
         `loss` is a micro-batch's part of the step's loss: the sum of its token losses over the number of
         tokens of the whole step, all ranks and micro-batches. The update sees the sum of all parts.
@@ -186,7 +186,7 @@ class SingleEngine:
         (self._scaler.scale(loss) if self._scaler else loss).backward()
 
     def clip_and_step(self, max_norm: float | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Updates the weights; returns two scalars on the device, the same on every rank.
+        """Update the weights; returns two scalars on the device, the same on every rank.
 
         The global gradient norm before clipping, and whether the update was applied: gradient scaling
         skips a step whose gradients are not finite, every other precision applies all of them.
@@ -216,51 +216,51 @@ class SingleEngine:
             scaler.unscale_(optimizer)
         if len(self.optimizers) > 1:
             # The scaler judges each optimizer alone; a step is applied by all of them or by none.
-            found = [f for o in self.optimizers for f in scaler._found_inf_per_device(o).values()]
-            worst = torch.stack(found).amax(dim=0)
-            for flag in found:
-                flag.copy_(worst)
+            overflows = [f for o in self.optimizers for f in scaler._found_inf_per_device(o).values()]
+            any_overflow = torch.stack(overflows).amax(dim=0)
+            for flag in overflows:
+                flag.copy_(any_overflow)
 
     def working_dtype(self) -> str:
-        """Of the weights that forward and backward pass use, as found."""
+        """Dtype of the weights that forward and backward pass use, read from these."""
         return dtype_name({p.dtype for p in self.kept_parameters()})
 
     def evaluation(self) -> AbstractContextManager[Forward]:
-        """Token ids to logits in fp32, of the master weights where there are such, no dropout.
+        """A forward pass in fp32 without dropout, with the master weights where there are any.
 
-        Every rank enters it together and makes the same number of calls in it.
+        All ranks enter it together and make the same number of calls.
         """
         if self._working is None:
             return evaluation_forward(self.module)
-        # What the passes write into buffers stands in the copy that they use.
+        # Forward passes have written to the buffers of the working copy.
         buffers = dict(self._working.module.named_buffers())
         return evaluation_forward(self.module, dict(self.module.named_parameters()) | buffers)
 
     def kept_parameters(self) -> list[torch.Tensor]:
-        """The model's parameters as this rank keeps them between steps: its shards where they are sharded."""
+        """The model's parameters that this rank stores between steps: its shards where they are sharded."""
         return list((self._working.module if self._working else self.module).parameters())
 
     def kept_gradients(self) -> list[torch.Tensor] | None:
-        """As this rank keeps them between the last backward pass and the update; None: the engine hides them."""
+        """Gradients of this rank between the last backward pass and the update; None: the engine hides them."""
         return [p.grad for p in self.parameters if p.grad is not None]
 
 
-# torch's engines for several ranks: DDP, and FSDP2, which divides every block's parameters, gradients and state.
+# torch's engines for several ranks: DDP, and FSDP2, which shards every block's parameters, gradients and state.
 
 
 class RanksEngine(SingleEngine):
     """What DDP and FSDP have in common: a wrapper that averages gradients over ranks."""
 
     def forward_loss(self, loss: model.SummedLoss) -> model.ForwardLoss:
-        """The loss apart.
+        """Forward pass, and the loss compiled separately.
 
-        DDP is compiled as one, split at the buckets, so that reductions overlap; the root of FSDP, around the
+        DDP is compiled as a whole, split at the buckets, so that reductions overlap; the root of FSDP, around the
         compiled blocks, gathers its parameters between graphs.
         """
         return model.forward_and_loss(self.forward, loss, self._choices, self.world.device_type)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """The wrapper averages over ranks; the sum over them is asked for."""
+        """The wrapper averages gradients over ranks, but the sum is needed."""
         super().backward(loss * self.world.size)
 
 
@@ -270,37 +270,37 @@ class DdpEngine(RanksEngine):
     strategy = "DistributedDataParallel"
 
     def _trained_module(self, choices: Choices) -> Any:
-        if choices.precision.working_dtype is not None:  # as the table of combinations was found to say
+        if choices.precision.working_dtype is not None:  # the table of combinations says so too
             raise NotImplementedError("DDP keeps no master weights beside the copy that it reduces")
         return super()._trained_module(choices)
 
     def _wrapped(self, module: Any, choices: Choices) -> Any:
         # A static graph is recorded in the first step, where torch (pytorch#143580) can't leave out a reduction.
-        # One more does no harm: the average of what is averaged already, and of new gradients, is their sum's.
+        # An extra one is harmless: the average of averaged plus new gradients is the average of their sum.
         self._records_graph = choices.strategy.static_graph
-        device, found = self.world.device, getattr(module, "tried", None)
+        device, tried = self.world.device, getattr(module, "tried", None)
         self._replica = DistributedDataParallel(
             module,
             device_ids=[device] if self.world.device_type == "cuda" else None,
             bucket_cap_mb=choices.strategy.bucket_cap_mb,
             gradient_as_bucket_view=choices.strategy.gradient_as_bucket_view,
             static_graph=choices.strategy.static_graph,
-            # A static graph finds by itself what gets no gradient.
-            find_unused_parameters=bool(found and (found.without_gradient or found.random_modules))
+            # A static graph finds unused parameters by itself.
+            find_unused_parameters=bool(tried and (tried.without_gradient or tried.random_modules))
             and not choices.strategy.static_graph,
         )
         return self._replica
 
     @property
     def reduction_dtype(self) -> str | None:  # type: ignore[override]
-        """Of the gradients in the buckets; None where a communication hook does something else with them."""
+        """Dtype of the gradients in the buckets; None where a communication hook may change it."""
         if self._replica._get_ddp_logging_data().get("comm_hook"):
             return None
         return dtype_name({p.grad.dtype for p in self.parameters if p.grad is not None}) or None
 
     @contextmanager
     def micro_batch(self, is_last: bool) -> Iterator[None]:
-        """Gradients stay on their rank but in the last: DDP decides that in the forward pass."""
+        """Reduce gradients only in the last micro-batch; DDP decides that in the forward pass."""
         with nullcontext() if is_last or self._records_graph else self._replica.no_sync():
             yield
         if is_last:
@@ -308,12 +308,12 @@ class DdpEngine(RanksEngine):
 
 
 class FsdpEngine(RanksEngine):
-    """torch's `fully_shard` on every block and on the whole."""
+    """torch's `fully_shard` on every block and on the whole model."""
 
     strategy = "FSDPModule"
 
     def _prepared(self, module: Any, choices: Choices) -> Any:
-        """Sharded by block, then the rest; master weights, where there are such, are the shards themselves."""
+        """Shard each block, then the rest; master weights, where there are any, are the shards."""
         self._empty = model.empty_copy(module)
         self._policy = _policy(choices.precision.working_dtype)
         mesh = init_device_mesh(self.world.device_type, (self.world.size,))
@@ -325,7 +325,7 @@ class FsdpEngine(RanksEngine):
         return self._shard(module, mesh, choices, reshard=False)
 
     def _shard(self, part: Any, mesh: DeviceMesh, choices: Choices, *, reshard: bool) -> Any:
-        """Part by part, so that no rank ever holds a whole model of its own beside the mapped one."""
+        """Cast and shard a part; part by part, so that no rank ever copies the whole model."""
         precision = choices.precision
         dtype = getattr(torch, precision.parameter_dtype)
         model.cast_parameters(part, dtype, self.world.device, through=precision.working_dtype, copy=False)
@@ -339,7 +339,7 @@ class FsdpEngine(RanksEngine):
 
     @contextmanager
     def micro_batch(self, is_last: bool) -> Iterator[None]:
-        """Gradients are reduced in the last only; before it they accumulate unsharded."""
+        """Reduce gradients only in the last micro-batch; before that they accumulate unsharded."""
         self.module.set_requires_gradient_sync(is_last)
         yield
 
@@ -349,25 +349,25 @@ class FsdpEngine(RanksEngine):
 
     @property
     def reduction_dtype(self) -> str | None:  # type: ignore[override]
-        """As every sharded part has it: that of its policy, else of its shards."""
-        return self._found("reduce_dtype")
+        """Dtype of reductions in the sharded parts: that of the policy, else that of the shards."""
+        return self._dtype_of_groups("reduce_dtype")
 
     def working_dtype(self) -> str:
-        """What the shards are gathered in, as every sharded part has it."""
-        return self._found("param_dtype")
+        """Dtype in which the sharded parts are gathered."""
+        return self._dtype_of_groups("param_dtype")
 
-    def _found(self, policy: str) -> str:
+    def _dtype_of_groups(self, policy: str) -> str:
         groups = [g for part in _sharded_parts(self.module) if (g := part._get_fsdp_state()._fsdp_param_group)]
         stored = {p.dtype for p in self.parameters}
         stated = [getattr(group.mp_policy, policy) for group in groups]
-        return dtype_name({found for dtype in stated for found in ({dtype} if dtype else stored)})
+        return dtype_name({d for dtype in stated for d in ({dtype} if dtype else stored)})
 
     def evaluation(self) -> AbstractContextManager[Forward]:
-        """Through the sharded model where it computes in fp32; else its weights are gathered for the time."""
+        """Evaluate the sharded model where it computes in fp32; else gather its weights for the evaluation."""
         if self._policy.param_dtype is None and all(p.dtype == torch.float32 for p in self.parameters):
             return self._evaluation_of_shards()
-        named = self.module.named_parameters()
-        weights = {name: (p.full_tensor() if isinstance(p, DTensor) else p).float() for name, p in named}
+        parameters = self.module.named_parameters()
+        weights = {name: (p.full_tensor() if isinstance(p, DTensor) else p).float() for name, p in parameters}
         return evaluation_forward(self._empty, weights | dict(self.module.named_buffers()))
 
     @contextmanager
@@ -375,7 +375,7 @@ class FsdpEngine(RanksEngine):
         with evaluation_forward(self.module) as logits:
             yield logits
         for part in _sharded_parts(self.module):
-            part.reshard()  # what a forward pass leaves gathered for a backward pass that does not come
+            part.reshard()  # a forward pass leaves weights gathered for a backward pass, which does not come
 
     def kept_parameters(self) -> list[torch.Tensor]:
         """The rank's shards."""
@@ -396,7 +396,7 @@ def _policy(working_dtype: str | None) -> MixedPrecisionPolicy:
     return MixedPrecisionPolicy(param_dtype=getattr(torch, working_dtype), reduce_dtype=torch.float32)
 
 
-# DeepSpeed's configuration for a job: its precisions spelt so that they mean what the others' mean.
+# DeepSpeed's configuration for a job, with precisions set to mean the same as those of the other engines.
 
 
 def deepspeed_config(
@@ -408,9 +408,9 @@ def deepspeed_config(
     clip_norm: float | None,
     parameters: int,
 ) -> dict[str, Any]:
-    """The mapping that `deepspeed.initialize` takes: the job's part, with the suite's `config` laid over it.
+    """The mapping that `deepspeed.initialize` takes: the job's settings, overridden by the suite's `config`.
 
-    `parameters`: how many the model has; a bucket that holds more would be memory that nothing uses.
+    `parameters`: number of the model's; a bucket for more would only waste memory.
     """
     bucket = min(parameters + parameters % 2, BUCKET_ELEMENTS)
     zero: dict[str, Any] = {"stage": strategy.stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
@@ -427,7 +427,7 @@ def deepspeed_config(
         "timers": {"throughput": {"enabled": False, "synchronized": False}},
         **_precision(precision),
     }
-    return laid_over(job, strategy.config)
+    return merged(job, strategy.config)
 
 
 def _precision(precision: PrecisionChoice) -> dict[str, Any]:
@@ -449,29 +449,29 @@ def _precision(precision: PrecisionChoice) -> dict[str, Any]:
 
 
 class WrongConfigError(RuntimeError):
-    """A setting of DeepSpeed's that it does not know or cannot take."""
+    """A setting that DeepSpeed does not know or accept."""
 
 
 @contextmanager
-def complaints_in_words() -> Iterator[None]:
-    """DeepSpeed's complaint about a setting in one line, as the suite writes the setting."""
+def readable_config_errors() -> Iterator[None]:
+    """Turn DeepSpeed's error about a setting into one line that names it as the suite does."""
     try:
         yield
     except ValidationError as error:
-        wrong = error.errors()[0]
-        place = ".".join(map(str, ("zero_optimization", *wrong["loc"])))
-        said = f"strategy zero: config.{place}: {wrong['msg']}, found {wrong['input']!r}"
-        raise WrongConfigError(said) from error
+        first = error.errors()[0]
+        path = ".".join(map(str, ("zero_optimization", *first["loc"])))
+        message = f"strategy zero: config.{path}: {first['msg']}, found {first['input']!r}"
+        raise WrongConfigError(message) from error
 
 
-def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`below` with the keys of `above` replaced, mappings inside key by key."""
-    both = [key for key in above if isinstance(above[key], dict) and isinstance(below.get(key), dict)]
-    return {**below, **above, **{key: laid_over(below[key], above[key]) for key in both}}
+def merged(defaults: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """`defaults` with the values of `overrides`; nested mappings are merged key by key."""
+    nested = [key for key in overrides if isinstance(overrides[key], dict) and isinstance(defaults.get(key), dict)]
+    return {**defaults, **overrides, **{key: merged(defaults[key], overrides[key]) for key in nested}}
 
 
 def resolved(config: Any) -> dict[str, Any]:
-    """Of a `deepspeed.runtime.config.DeepSpeedConfig`: what was given, with every setting of ZeRO filled in."""
-    given: dict[str, Any] = dict(config._param_dict)
+    """The settings given to a `deepspeed.runtime.config.DeepSpeedConfig`, with all of ZeRO's filled in."""
+    settings: dict[str, Any] = dict(config._param_dict)
     zero = config.zero_config.model_dump(mode="json", exclude_none=True)
-    return {**given, "train_batch_size": config.train_batch_size, "zero_optimization": zero}
+    return {**settings, "train_batch_size": config.train_batch_size, "zero_optimization": zero}

@@ -18,7 +18,7 @@ from selectbench.choices import Choices
 from selectbench.observe.selectbench_seen import dtype_name
 from selectbench.suite.job import Job
 from selectbench.worker import model
-from selectbench.worker.engine import complaints_in_words, deepspeed_config, first_scale, resolved, update_scale
+from selectbench.worker.engine import deepspeed_config, first_scale, readable_config_errors, resolved, update_scale
 from selectbench.worker.evaluation import Forward, evaluation_forward, with_two_weights
 from selectbench.worker.runtime import World, set_patience
 
@@ -48,7 +48,7 @@ class ZeroEngine:
         self.optimizers = _one_optimizer(module, choices)
         self._groups = self.optimizers[0].param_groups
         self._peaks = [group["lr"] for group in self._groups]
-        with complaints_in_words():
+        with readable_config_errors():
             self._engine = self._initialized(job, choices)
         self.forward = self._engine
         self.strategy = f"{type(self._engine).__name__} zero {self._engine.zero_optimization_stage()}"

@@ -26,14 +26,14 @@ from selectbench.worker.model import cast_parameters, logits_of, loss_alone
 from selectbench.worker.recorder import Recorder, Setting, StepTensors
 from selectbench.worker.runtime import set_tf32
 
-# Between transformers' Trainer and the recorder: what each step of the Trainer leaves behind.
+# The link between transformers' Trainer and the recorder.
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """Between the Trainer and the recorder: collects what each step leaves behind, and ends the training.
+    """Passes the results of the Trainer's steps to the recorder, and ends the training.
 
-    A step is over when the optimizer's is: the schedule's step, the callbacks after it and the fetch of the
-    next batches count to the step after.
+    A step ends with the optimizer's step: the schedule's step, later callbacks and the fetch of the next batches
+    count to the next step.
     """
 
     def __init__(self, setting: Setting, optimizer: torch.optim.Optimizer) -> None:
@@ -47,45 +47,45 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._losses: list[torch.Tensor] = []
         self._sums: list[torch.Tensor] = []
         self._tokens = 0
-        # The Trainer sets seeds of its own and its loader draws from torch's generator: dropout would differ.
+        # The Trainer sets seeds and its loader draws from torch's generator, which would change dropout.
         self._random_state: list[torch.Tensor] | None = [torch.get_rng_state()]
         if setting.world.device_type == "cuda":
             self._random_state.append(torch.cuda.get_rng_state(setting.world.device))
 
     def note_compute_dtype(self) -> None:
-        """Looks at the logits inside of autocast: accelerate converts what comes out of it."""
+        """Record the logits' dtype inside of autocast, since accelerate converts the output."""
         forward = self.setting.module.forward
 
-        asks_for_rest = self.setting.tried.adds_loss
+        adds_loss = self.setting.tried.adds_loss
 
         @wraps(forward)
-        def noting(*args: Any, **kwargs: Any) -> Any:
-            if asks_for_rest:
-                kwargs["labels"] = next(iter((*args, *kwargs.values())))  # any: the token loss is none
+        def forward_with_dtype(*args: Any, **kwargs: Any) -> Any:
+            if adds_loss:
+                kwargs["labels"] = next(iter((*args, *kwargs.values())))  # any labels: the token loss is off
             output = forward(*args, **kwargs)
             self.first.compute_dtype = logits_of(output).dtype
             return output
 
-        self.setting.module.forward = noting
+        self.setting.module.forward = forward_with_dtype
 
     def note_gradient_norm(self, accelerator: Any) -> None:
-        """Keeps what accelerate's clipping finds before it clips."""
+        """Record the norm that accelerate's clipping returns, which is that before clipping."""
         clip = accelerator.clip_grad_norm_
 
         @wraps(clip)
-        def noting(*args: Any, **kwargs: Any) -> Any:
+        def clip_with_norm(*args: Any, **kwargs: Any) -> Any:
             self._norm = clip(*args, **kwargs)
             return self._norm
 
-        accelerator.clip_grad_norm_ = noting
+        accelerator.clip_grad_norm_ = clip_with_norm
 
     def enter(self, stage: Stage) -> None:
-        """The rank goes over to another stage of its step."""
+        """Note that the rank enters another stage of its step."""
         assert self.recorder is not None
         self.setting.whereabouts.enter(stage, self.recorder.steps_done)
 
-    def consumes(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-        """A micro-batch goes into the model: (sequences, seq_len) token ids and their next ones."""
+    def note_inputs(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        """Note a micro-batch's token ids and next tokens, both (sequences, seq_len), before its forward pass."""
         self.enter("forward pass")
         world, order = self.setting.world, self.setting.order
         first_row = (world.rank * accumulation_of(self.setting) + len(self._sums)) * order.choices.micro_batch_size
@@ -95,7 +95,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: object = None) -> torch.Tensor:
         """The micro-batch's part of the step's mean; the Trainer multiplies it by the number of ranks.
 
-        The Trainer's own count of items leaves one out of each sequence, as if labels were still to be shifted.
+        The Trainer's own count of items is one too small for each sequence, as if labels were still to be shifted.
         """
         summed = self._loss_of_logits(logits_of(outputs), labels)
         loss = summed / self.setting.order.job.tokens_per_step
@@ -107,7 +107,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         return loss
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Everything is wrapped, accelerate has replaced the optimizer's groups: the measurement begins."""
+        """Begin the measurement: the model is wrapped, and accelerate has replaced the optimizer's groups."""
         groups = self.optimizer.param_groups
         rates = [group["lr"] for group in groups]
         for group in groups:
@@ -118,7 +118,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         control.should_training_stop = not self.recorder.wants_step()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before the first forward pass of a step."""
+        """Restore the random state before the first forward pass of the training."""
         if self._random_state:
             cpu, *gpu = self._random_state
             self._random_state = None
@@ -127,17 +127,17 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                 torch.cuda.set_rng_state(state, self.setting.world.device)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Gradients are complete and clipped."""
+        """Note the gradients, which are complete and clipped."""
         self.first.note_gradients(lambda: [p.grad for p in self.setting.module.parameters()])
         self.enter("update")
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The weights are updated, the learning rates still those of the step."""
+        """Report the step: the weights are updated, the learning rates still those of the step."""
         assert self.recorder is not None
         assert self._norm is not None, "accelerate's clip_grad_norm_ was not called"
         # Fused optimizers skip a step by themselves, which accelerate does not see.
-        scales = self.setting.order.choices.precision.gradient_scaling
-        applied = self._norm.isfinite() if scales else self._yes
+        scales_gradients = self.setting.order.choices.precision.gradient_scaling
+        applied = self._norm.isfinite() if scales_gradients else self._yes
         losses, sums, tokens = self._losses, self._sums, self._tokens
         self._losses, self._sums, self._tokens = [], [], 0
         self.recorder.step_done(
@@ -148,21 +148,21 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         control.should_training_stop = not self.recorder.wants_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The Trainer halts the schedule where fp16 skips a step; the job's goes by steps."""
+        """Advance the schedule after a step that fp16 skipped, which the Trainer does not do."""
         if kwargs["optimizer"].step_was_skipped:
             with warnings.catch_warnings(action="ignore"):  # torch misses the first step where that is skipped
                 kwargs["lr_scheduler"].step()
 
     @contextmanager
     def _evaluation(self) -> Iterator[Forward]:
-        """Without accelerate's autocast, which it has put around the module's forward."""
+        """An evaluation without accelerate's autocast, which wraps the module's forward."""
         module = self.setting.module
-        wrapped = module.__dict__.pop("forward")
+        autocast_forward = module.__dict__.pop("forward")
         try:
             with evaluation_forward(module) as logits:
                 yield logits
         finally:
-            module.forward = wrapped
+            module.forward = autocast_forward
 
 
 def accumulation_of(setting: Setting) -> int:
@@ -172,12 +172,12 @@ def accumulation_of(setting: Setting) -> int:
 
 # The job trained by transformers' Trainer: same model, optimizer, tokens, schedule and clipping as our loop.
 #
-# The Trainer keeps its own defaults wherever the job says nothing (DDP's search for unused parameters, the test of
-# every loss for NaN): that is what its convenience costs. Logging, saving and evaluating are off.
+# The Trainer keeps its defaults wherever the job sets nothing (DDP's search for unused parameters, the test of
+# every loss for NaN), so that their cost is measured. Logging, saving and evaluating are off.
 
 
 MORE_STEPS_THAN_ANY = 1 << 40
-"""The Trainer's own limit; the recorder ends the training."""
+"""The Trainer's limit of steps; the recorder ends the training earlier."""
 
 
 def train(setting: Setting) -> Trained:
@@ -195,9 +195,9 @@ def train(setting: Setting) -> Trained:
     trainer.train()
     assert watch.recorder is not None
     dtype = dtype_name({parameter.dtype for parameter in module.parameters()})
-    # What is around the model besides torch.compile.
-    wrapped = getattr(trainer.model_wrapped, "_orig_mod", trainer.model_wrapped)
-    strategy = "single" if wrapped is module else type(wrapped).__name__
+    # The wrapper around the model, apart from torch.compile.
+    outer_module = getattr(trainer.model_wrapped, "_orig_mod", trainer.model_wrapped)
+    strategy = "single" if outer_module is module else type(outer_module).__name__
     return Trained(
         watch.recorder, "transformers.Trainer", strategy, optimizers,
         list(module.parameters()), watch.first, dtype if setting.world.size > 1 else None, working_dtype=dtype,
@@ -231,7 +231,7 @@ def _trainer(setting: Setting, watch: Watch) -> Any:
 def _arguments(setting: Setting) -> Any:
     job, choices, device = setting.order.job, setting.order.choices, setting.world.device_type
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
-        del os.environ[name]  # a precision or a compiler set there would be laid over the trial's choices
+        del os.environ[name]  # a precision or compiler set there would override the trial's choices
     arguments = TrainingArguments(
         output_dir=setting.order.trial_folder,
         max_steps=MORE_STEPS_THAN_ANY,
@@ -262,7 +262,7 @@ def _arguments(setting: Setting) -> Any:
 class JobSequences(Dataset[dict[str, torch.Tensor]]):
     """The job's training sequences, numbered so that accelerate's deal of batches gives each rank its slice.
 
-    accelerate deals batches of a sequential sampler out in turn: number b goes to rank b modulo their number.
+    accelerate deals the batches of a sequential sampler out in turn: batch b goes to rank b modulo the world size.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -286,7 +286,7 @@ class JobSequences(Dataset[dict[str, torch.Tensor]]):
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
-    """Reads in order, and tells what the model consumes."""
+    """Reads the data in order, and reports the model's inputs to the watch."""
 
     def __init__(self, watch: Watch, **settings: Any) -> None:
         self._watch = watch
@@ -297,8 +297,8 @@ class _Trainer(Trainer):  # type: ignore[misc]
         return SequentialSampler(self.train_dataset)
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's own, with the tensors noted on their way."""
-        self._watch.consumes(*inputs.values())
+        """The Trainer's own method, with the input tensors noted."""
+        self._watch.note_inputs(*inputs.values())
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         self._watch.enter("backward pass")
         return loss

@@ -44,7 +44,7 @@ from selectbench.record.wire import CELLS_PER_RANK, STAGES, Stage
 
 
 def derived_seed(seed: int, purpose: str, *parts: int) -> int:
-    """A 63-bit seed for one purpose, so that drawing more weights never shifts the data order."""
+    """A 63-bit seed for one purpose, so that drawing more weights never changes the data order."""
     text = "/".join(map(str, (seed, purpose, *parts)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
 
@@ -53,7 +53,7 @@ def derived_seed(seed: int, purpose: str, *parts: int) -> int:
 
 
 def updated(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.Tensor]:
-    """All parameters that the optimizers update: master weights where there are such."""
+    """All parameters that the optimizers update: the master weights, where there are any."""
     return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
 
 
@@ -65,30 +65,30 @@ def local_part(tensor: torch.Tensor) -> torch.Tensor:
 def optimizer_state_bytes(
     optimizers: Sequence[torch.optim.Optimizer], kept_parameters: Sequence[torch.Tensor]
 ) -> int:
-    """Bytes of this rank's optimizer state, master weights beside the model's own among it."""
-    own = {t.data_ptr() for t in kept_parameters}
-    masters = [local for p in updated(optimizers) if (local := local_part(p)).data_ptr() not in own]
+    """Bytes of this rank's optimizer state, including master weights that are not the model's parameters."""
+    model_addresses = {t.data_ptr() for t in kept_parameters}
+    masters = [local for p in updated(optimizers) if (local := local_part(p)).data_ptr() not in model_addresses]
     return storage_bytes(states(optimizers)) + storage_bytes(masters)
 
 
 def managed_state_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int | None:
-    """Bytes of state that bitsandbytes allocated as CUDA's managed memory, past torch's allocator; None: no such.
+    """Bytes of state that bitsandbytes allocated as CUDA's managed memory, outside torch's allocator; None: none.
 
-    To torch these are tensors of the CPU (`bitsandbytes.functional.get_paged`); the library marks them itself.
+    Torch takes these for CPU tensors (`bitsandbytes.functional.get_paged`); the library marks them.
     """
     return storage_bytes([state for state in states(optimizers) if getattr(state, "is_paged", False)]) or None
 
 
 def attention(module: Any) -> str | None:
-    """The kernel as a transformers model's configuration reports it; None for any other model."""
+    """The attention kernel in a transformers model's configuration; None for any other model."""
     return getattr(getattr(module, "config", None), "_attn_implementation", None)
 
 
 def evaluation_kernel(module: Any) -> str | None:
     """The best kernel that all of a model's options can be evaluated with: sdpa where its class has it.
 
-    Where a class can't change to another kernel it is the one that the model was made with, None for a model that
-    is none of transformers.
+    For a class that can't change its kernel, the kernel that the model was made with; None for a model that is not
+    from transformers.
     """
     made_with = attention(module)
     if made_with is None or not module._can_set_attn_implementation():
@@ -96,42 +96,42 @@ def evaluation_kernel(module: Any) -> str | None:
     return "sdpa" if module._supports_sdpa else "eager"
 
 
-# Whether own code can be called, asked in a process of its own.
+# Checks whether own code can be called, which run in a separate process.
 
 
-def answer_of_own_code(question: str, answer: str) -> None:
-    """Write to the file `answer` what is wrong with each call of the file `question`, and end the process.
+def write_call_problems(question: str, answer: str) -> None:
+    """Write to the file `answer` the problem of each call in the file `question`, and end the process.
 
-    Neither threads that own code has started nor what it does at the end of a process hold that up.
+    Threads and exit handlers of own code do not delay the end.
     """
-    asked = json.loads(Path(question).read_text())
-    add_to_path(asked["code"])
-    found = [_call_problem(**call) for call in asked["calls"]]
-    Path(answer).write_text(json.dumps(found))
+    request = json.loads(Path(question).read_text())
+    add_to_path(request["code"])
+    problems = [_call_problem(**call) for call in request["calls"]]
+    Path(answer).write_text(json.dumps(problems))
     os._exit(0)
 
 
 def _call_problem(setting: str, name: str, positional: Sequence[str], keywords: Sequence[str]) -> str | None:
-    """Why `name` is not to be had, or can't be called with these; None: it can, or its signature can't be read."""
+    """Why `name` can't be imported or called like this; None: it can, or its signature can't be read."""
     try:
-        found = load(name, setting)
+        target = load(name, setting)
     except OwnCodeError as error:
         return str(error).removeprefix(f"{setting} {name}: ")
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever own code raises is for its author to see, SystemExit among it
+    except BaseException as error:  # the author must see whatever own code raises, even SystemExit
         return f"importing it raises {error_with_place(error)}"
-    if not callable(found):
-        return f"expected a class or function, it is a {type(found).__name__}"
+    if not callable(target):
+        return f"expected a class or function, it is a {type(target).__name__}"
     try:
-        signature = inspect.signature(found)
-    except (TypeError, ValueError):  # of what is written in C it may not be known
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):  # it may not be known for functions in C
         return None
     try:
         signature.bind(*positional, **dict.fromkeys(keywords))
     except TypeError as error:
-        called = ", ".join([*positional, *(f"{key}=..." for key in keywords)])
-        return f"{error}: it takes {signature} and is called as {name.rpartition(':')[2]}({called})"
+        arguments = ", ".join([*positional, *(f"{key}=..." for key in keywords)])
+        return f"{error}: it takes {signature} and is called as {name.rpartition(':')[2]}({arguments})"
     return None
 
 
@@ -139,18 +139,18 @@ def _call_problem(setting: str, name: str, positional: Sequence[str], keywords: 
 
 
 PATIENCE = timedelta(days=7)
-"""Of collectives: a rank that hangs is ended by the bench's limits, which know which one it is."""
+"""Timeout of collectives; a hang is ended by the bench's limits, which know which rank hangs."""
 
 
 def set_patience() -> None:
-    """Of every process group: libraries make some of their own, which would give up before the bench does."""
+    """Set the timeout of every process group, also those of libraries, which would give up before the bench."""
     for group in list(c10d._world.pg_map):
         c10d._set_pg_timeout(PATIENCE, group)
 
 
 @dataclass(frozen=True)
 class World:
-    """A rank's place. With one rank nothing is exchanged, nor need there be a process group."""
+    """A rank among all ranks. With one rank nothing is exchanged, and no process group is needed."""
 
     rank: int
     """From 0."""
@@ -176,7 +176,7 @@ class World:
         return values
 
     def from_first(self, number: int) -> int:
-        """The first rank's number, on all; waits for it."""
+        """The first rank's value, on all ranks; waits for the first rank."""
         if self.size == 1:
             return number
         shared = torch.tensor(number, dtype=torch.int64, device=self.device)
@@ -184,7 +184,7 @@ class World:
         return int(shared)
 
     def gathered(self, item: object) -> list[object]:
-        """Every rank's picklable item, in order, on all; waits for the others."""
+        """The picklable items of all ranks, in order, on all ranks; waits for the others."""
         if self.size == 1:
             return [item]
         items: list[object] = [None] * self.size
@@ -196,7 +196,7 @@ ALONE = World(rank=0, size=1, device="cpu")
 
 
 def wait_for(device_type: str) -> None:
-    """For all work that is queued on a GPU; on a CPU nothing is under way."""
+    """Wait for all work that is queued on a GPU; on a CPU there is none."""
     if device_type == "cuda":
         torch.cuda.synchronize()
 
@@ -205,7 +205,7 @@ def wait_for(device_type: str) -> None:
 
 
 def set_tf32(allowed: bool) -> None:
-    """Lets fp32 matrix products use TF32, or forbids it.
+    """Let fp32 matrix products use TF32, or forbid it.
 
     Always through this one call: torch keeps its older and newer flags consistent in it, whereas after
     `torch.backends.cuda.matmul.fp32_precision = "tf32"` every read of the older ones raises, and
@@ -221,7 +221,7 @@ def tf32_allowed() -> bool:
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """True fp32 products inside, whatever the precision of the training."""
+    """Within the context products are in true fp32, whatever the precision of the training."""
     before = tf32_allowed()
     set_tf32(False)
     try:
@@ -237,39 +237,39 @@ def autocast(precision: PrecisionChoice, device: str) -> AbstractContextManager[
     return torch.autocast(device, dtype=getattr(torch, precision.autocast_dtype))
 
 
-# Whether an exception means that memory could not be had.
+# Whether an exception means that memory ran out.
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it, or what it was raised from, says so; call it before memory is given back to the device.
+    """Whether the error, or its cause, means that memory ran out; call it before memory is freed.
 
-    Where its words may mean something else as well, what the device has free decides.
+    Where the message is ambiguous, the device's free memory decides.
     """
     cause = error.__cause__
     if cause is not None and is_out_of_memory(cause):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    if isinstance(error, RuntimeError) and (says_out_of_memory(str(error)) or _is_for_want_of_memory(str(error))):
+    if isinstance(error, RuntimeError) and (says_out_of_memory(str(error)) or _lacks_memory(str(error))):
         return True
     return isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
-def _is_for_want_of_memory(text: str) -> bool:
-    wanted = may_want_bytes(text)
-    if wanted is None or not torch.cuda.is_initialized():
+def _lacks_memory(text: str) -> bool:
+    requested = may_want_bytes(text)
+    if requested is None or not torch.cuda.is_initialized():
         return False
     try:
         free, _ = torch.cuda.mem_get_info()
-    except RuntimeError:  # an earlier error has ended the context: every call fails, whatever is free
+    except RuntimeError:  # an earlier error has ended the context: every call fails, whatever memory is free
         return False
-    return free <= wanted
+    return free <= requested
 
 
 # Memory while training, as seen from inside the worker: the CUDA allocator's peaks, or the process's own.
 #
-# Both count the stretch of training before the first evaluation where one is spoiled by what an evaluation leaves
-# behind: the CUDA allocator and the C library keep freed memory, which would pass for the training's.
+# Both count only the training before the first evaluation where later counts would include an evaluation's memory:
+# the CUDA allocator and the C library keep freed memory, which would be taken for the training's.
 
 
 class CudaMemory:
@@ -277,17 +277,17 @@ class CudaMemory:
 
     def __init__(self) -> None:
         self._peaks: tuple[int, int, int] | None = None
-        """Allocated, reserved, and how often the allocator had to free its cache."""
+        """Allocated bytes, reserved bytes, and how often the allocator had to free its cache."""
 
     def start(self) -> None:
-        """A stretch of training begins: peaks count from here."""
+        """Begin a stretch of training: peaks count from here."""
         if self._peaks is None:
-            torch.cuda.empty_cache()  # what casting and sharding have left behind is not the training's
+            torch.cuda.empty_cache()  # memory left from casting and sharding is not the training's
         torch.cuda.reset_peak_memory_stats()
         self._retries_before = torch.cuda.memory_stats().get("num_alloc_retries", 0)
 
     def stop(self) -> None:
-        """The stretch ends: its peaks are kept; of reserved memory the first stretch's only."""
+        """End the stretch and store its peaks; for reserved memory only the first stretch's."""
         allocated, reserved, retries = self._peaks or (0, 0, 0)
         self._peaks = (
             max(allocated, torch.cuda.max_memory_allocated()), reserved or torch.cuda.max_memory_reserved(),
@@ -295,7 +295,7 @@ class CudaMemory:
         )  # fmt: skip
 
     def peaks(self) -> dict[str, int | None]:
-        """Of all stretches."""
+        """The peaks of all stretches, by the measurement's keys."""
         names = "peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "num_alloc_retries"
         return dict(zip(names, self._peaks or (None,) * 3, strict=True))
 
@@ -316,17 +316,17 @@ class CpuMemory:
         self.growth_bytes: int | None = None
 
     def start(self) -> None:
-        """The first stretch begins: the kernel forgets the peak of what came before."""
+        """Begin the first stretch: reset the kernel's peak."""
         if self.growth_bytes is not None:
             return
         try:
             (self._proc / "clear_refs").write_text("5")
             self._counting = True
         except OSError:
-            self._counting = False  # a peak that includes the set-up would mislead: it stays unknown
+            self._counting = False  # a peak that includes the set-up would mislead, so it stays unknown
 
     def stop(self) -> None:
-        """The first stretch ends: its peak is kept."""
+        """End the first stretch and store its peak."""
         if self._counting and self.growth_bytes is None:
             resident, highest = self._bytes("status", "VmRSS"), self._bytes("status", "VmHWM")
             self.growth_bytes = max(0, self._bytes("smaps_rollup", "Pss") + max(0, highest - resident) - self._base)
@@ -343,7 +343,7 @@ class CpuMemory:
 TrainingMemory = CudaMemory | CpuMemory
 """A loop says when stretches of training begin and end; `peaks` are the measurement's keys of memory, in bytes.
 
-To be made first of all, since CPU memory counts from its making."""
+Make it first of all, since CPU memory counts from then."""
 
 
 # Versions of what a worker runs with.
@@ -353,20 +353,20 @@ _OPENMP = re.compile(r"/(lib(?:gomp|iomp5|omp)\b[^/]*)$")
 
 
 def versions() -> dict[str, str | None]:
-    """Of this interpreter and its libraries by distribution name, None: not installed; and its `openmp`."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "openmp": openmp()}
+    """Versions of the interpreter and its libraries by distribution name, None: not installed; and `openmp`."""
+    by_name: dict[str, str | None] = {"python": platform.python_version(), "openmp": openmp()}
     for name in LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            by_name[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            by_name[name] = None
+    return by_name
 
 
 def openmp(maps: Path = Path("/proc/self/maps")) -> str | None:
-    """Files of the OpenMP libraries that are loaded, by commas; None: none. `maps`: as proc(5) has it."""
-    found = {match[1] for line in maps.read_text().splitlines() if (match := _OPENMP.search(line))}
-    return ", ".join(sorted(found)) or None
+    """Files of loaded OpenMP libraries, separated by commas; None: none. `maps`: format as in proc(5)."""
+    names = {match[1] for line in maps.read_text().splitlines() if (match := _OPENMP.search(line))}
+    return ", ".join(sorted(names)) or None
 
 
 # torch.compile's caches, private to a trial, and its count of compiled graphs.
@@ -377,14 +377,14 @@ CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 @contextmanager
 def private_caches(folder: Path) -> Iterator[None]:
-    """Empty caches in `folder` inside, so that every trial pays for its own compilation; gone afterwards."""
-    before = {name: os.environ.get(name) for name in CACHES}
+    """Use empty caches in `folder`, so that every trial pays for its compilation; removes them afterwards."""
+    saved = {name: os.environ.get(name) for name in CACHES}
     try:
         for name in CACHES:
             os.environ[name] = str((folder / name.lower()).absolute())
         yield
     finally:
-        for name, value in before.items():
+        for name, value in saved.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
@@ -393,16 +393,16 @@ def private_caches(folder: Path) -> Iterator[None]:
 
 
 def compilations() -> int:
-    """Graphs that this process has compiled so far, whoever asked for it; the compiler is not imported for that."""
+    """Number of graphs that this process has compiled so far, by any caller; does not import the compiler."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo else 0
 
 
-# Where each rank of a trial is, readable from outside while a rank hangs.
+# The stage that each rank of a trial is in, readable from outside while a rank hangs.
 
 
 class Whereabouts:
-    """A rank's own note of how far it came, in memory shared with the process that watches the ranks."""
+    """A rank's current step and stage, in memory shared with the process that watches the ranks."""
 
     def __init__(self, cells: MutableSequence[int] | None = None, rank: int = 0) -> None:
         """`cells`: CELLS_PER_RANK whole numbers per rank of this node, zero at first; None: nobody reads it.
@@ -413,7 +413,7 @@ class Whereabouts:
         self._first = rank * CELLS_PER_RANK
 
     def enter(self, stage: Stage, step: int) -> None:
-        """The rank goes over to a stage of optimizer step `step`."""
+        """Note that the rank enters a stage of optimizer step `step`."""
         cells, first = self._cells, self._first
         cells[first + 1], cells[first + 2] = step, STAGES.index(stage)
         cells[first] += 1
@@ -423,40 +423,40 @@ class Whereabouts:
 
 
 SIZES = {"cuda": (4096, 8192, 16384), "cpu": (1024,)}
-"""Small ones don't fill a large GPU; the largest may not fit a small one, and is then left out."""
+"""Sizes of the matrices: small ones don't fill a large GPU; one that does not fit is left out."""
 DTYPES = {"cuda": ("float32", "tf32", "bfloat16", "float16"), "cpu": ("float32", "bfloat16", "float16")}
 BATCH_SECONDS = 0.1
-"""Products between two waits for the device take about so long."""
+"""Approximate seconds of products between two waits for the device."""
 MEASURED_SECONDS = 1.0
-"""For each dtype and size, the warm-up left out."""
+"""Seconds measured for each dtype and size, without warm-up."""
 WARM_UP = 2
 
 
 def calibrate(device: str, sizes: Sequence[int] = (), measured_seconds: float = MEASURED_SECONDS) -> None:
     """Print `{"dtype", "flops_per_second", "size", "torch", "problem"}` for each dtype as it is measured.
 
-    `device`: cpu or cuda; `sizes`: SIZES' unless given. A dtype that can't be had has a problem and no rate.
+    `device`: cpu or cuda; `sizes`: SIZES by default. An unavailable dtype has a problem and no rate.
     """
     for name in DTYPES[device]:
         modern = name in ("tf32", "bfloat16")
-        lacks = device == "cuda" and modern and torch.cuda.get_device_capability() < (8, 0)
-        # As a trial's precision switches it; how sums of 16-bit products may be rounded is left to torch there too.
+        is_too_old = device == "cuda" and modern and torch.cuda.get_device_capability() < (8, 0)
+        # Set as for a trial; the rounding of sums of 16-bit products is left to torch in both.
         set_tf32(name == "tf32")
-        dtype, found = torch.float32 if name == "tf32" else getattr(torch, name), []
-        for size in () if lacks else sizes or SIZES[device]:
+        dtype, rates = torch.float32 if name == "tf32" else getattr(torch, name), []
+        for size in () if is_too_old else sizes or SIZES[device]:
             try:
-                found.append((_flops_per_second(device, dtype, size, measured_seconds), size))
+                rates.append((_flops_per_second(device, dtype, size, measured_seconds), size))
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-        rate, best = max(found, default=(None, None))
-        problem = "needs compute capability 8.0" if lacks else None if found else "out of memory"
-        measured = {"dtype": name, "flops_per_second": rate, "size": best, "torch": torch.__version__}
-        print(json.dumps({**measured, "problem": problem}), flush=True)
+        rate, best = max(rates, default=(None, None))
+        problem = "needs compute capability 8.0" if is_too_old else None if rates else "out of memory"
+        result = {"dtype": name, "flops_per_second": rate, "size": best, "torch": torch.__version__}
+        print(json.dumps({**result, "problem": problem}), flush=True)
 
 
 def _flops_per_second(device: str, dtype: torch.dtype, size: int, measured_seconds: float) -> float:
-    """Median over batches of products of normal random values: what a GPU draws, and its clock, hang on them."""
+    """Median over batches of products of normal random values, on which a GPU's power and clock depend."""
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
@@ -469,7 +469,7 @@ def _flops_per_second(device: str, dtype: torch.dtype, size: int, measured_secon
 
 
 def _seconds(device: str, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, products: int) -> float:
-    """From one synchronised edge to the next."""
+    """Seconds of so many products, between two waits for the device."""
     wait_for(device)
     begin = time.perf_counter()
     for _ in range(products):
@@ -478,25 +478,25 @@ def _seconds(device: str, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, p
     return time.perf_counter() - begin
 
 
-# What a node of a site can do, by itself and with the others: one line of JSON.
+# Measures a site's node, alone and together with the others: one line of JSON each.
 
 
 BLOCK_BYTES = 64 << 20
-NODE_SECONDS, MEET_SECONDS = 240, 90.0
-"""For all of it, after which the process ends; for one exchange with the others."""
+NODE_SECONDS, EXCHANGE_SECONDS = 240, 90.0
+"""Limit of the whole process, which then ends; timeout of an exchange with the others."""
 TRIES = 3
-"""The best of which counts: what disturbs one is not the node's."""
+"""Repetitions, of which the best counts, as disturbances say nothing of the node."""
 
 
 def measure_node(rank: int, nodes: int, cache: Path, code: str) -> None:
-    """Print what this node can do: rates in FLOP/s by device and in bytes per second, and versions.
+    """Print this node's rates, in FLOP/s by device and in bytes per second, and versions.
 
-    Of several the first says where to meet; that comes back to all by standard input once all are there, and each
-    prints a second line. Nothing comes where one of them failed.
+    Of several nodes the first prints where to meet; all get that by standard input once all are ready, and each
+    prints a second line. Standard input ends without it where a node failed.
     """
     signal.alarm(NODE_SECONDS)
-    there, host, rates = gpus() if torch.cuda.is_available() else [], socket.gethostname(), []
-    node, limit = os.environ.get("SLURMD_NODENAME", host), timedelta(seconds=MEET_SECONDS)
+    node_gpus, host, rates = gpus() if torch.cuda.is_available() else [], socket.gethostname(), []
+    node, limit = os.environ.get("SLURMD_NODENAME", host), timedelta(seconds=EXCHANGE_SECONDS)
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
     for number in range(torch.cuda.device_count() if device == "cuda" else 1):
         with torch.cuda.device(number) if device == "cuda" else nullcontext():
@@ -504,54 +504,54 @@ def measure_node(rank: int, nodes: int, cache: Path, code: str) -> None:
     versions = {
         "selectbench": f"{__version__} ({code[:8]})", "python": platform.python_version(),
         "torch": torch.__version__, "CUDA": torch.version.cuda,
-        "driver": there[0].driver_version if there else None,
-        "device": ", ".join(sorted({gpu.name for gpu in there})) or cpu_model(),
+        "driver": node_gpus[0].driver_version if node_gpus else None,
+        "device": ", ".join(sorted({gpu.name for gpu in node_gpus})) or cpu_model(),
     }  # fmt: skip
-    found = {"node": node, "flops_per_second": rates, **_disk_rates(cache), "versions": versions}
+    result = {"node": node, "flops_per_second": rates, **_disk_rates(cache), "versions": versions}
     store = None
     if nodes > 1 and rank == 0:
         store = TCPStore(host, 0, nodes, is_master=True, timeout=limit, wait_for_workers=False)
-        found["meet"] = [host, store.port]
-    print(json.dumps(found), flush=True)
-    if nodes > 1 and (told := sys.stdin.readline()):
-        first, port = json.loads(told)
-        store = store or TCPStore(first, port, nodes, timeout=limit)
+        result["meet"] = [host, store.port]
+    print(json.dumps(result), flush=True)
+    if nodes > 1 and (reply := sys.stdin.readline()):
+        first_host, port = json.loads(reply)
+        store = store or TCPStore(first_host, port, nodes, timeout=limit)
         backend = "nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=nodes, timeout=limit)
         print(json.dumps({"node": node, **_exchange_rates(device, rank, nodes)}), flush=True)
 
 
-def _fastest(*actions: Callable[[], object]) -> float:
-    """Bytes per second of all but the first, which prepares them."""
-    took = []
+def _best_rate(*actions: Callable[[], object]) -> float:
+    """Best rate of the actions in bytes per second; the first action prepares them and is not timed."""
+    durations = []
     for _ in range(TRIES):
         actions[0]()
         begin = time.perf_counter()
         for action in actions[1:]:
             action()
-        took.append(time.perf_counter() - begin)
-    return BLOCK_BYTES / min(took)
+        durations.append(time.perf_counter() - begin)
+    return BLOCK_BYTES / min(durations)
 
 
 def _disk_rates(folder: Path) -> dict[str, list[float]]:
-    """Of writing to the disk itself, and of reading from it what no cache of this node has."""
+    """Rates of writing to the disk, and of reading from it without this node's cache."""
     folder.mkdir(parents=True, exist_ok=True)
     content = os.urandom(BLOCK_BYTES)
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         number = file.fileno()
         empty, write = partial(os.ftruncate, number, 0), partial(os.pwrite, number, content, 0)
-        written = _fastest(empty, write, partial(os.fsync, number))
+        written = _best_rate(empty, write, partial(os.fsync, number))
         drop = partial(os.posix_fadvise, number, 0, 0, os.POSIX_FADV_DONTNEED)
-        return {"write": [written], "read": [_fastest(drop, partial(os.pread, number, BLOCK_BYTES, 0))]}
+        return {"write": [written], "read": [_best_rate(drop, partial(os.pread, number, BLOCK_BYTES, 0))]}
 
 
 def _exchange_rates(device: str, rank: int, nodes: int) -> dict[str, Any]:
-    """Of sending to a node while another sends, to the best of some; and of a sum over all, on its bus."""
+    """Rate of sending to a node while receiving, best of some nodes; and bus bandwidth of an all-reduce."""
     block, other = (torch.zeros(BLOCK_BYTES // 4, device=device) for _ in range(2))
 
     def shift(by: int) -> None:
         pair = (dist.isend, block, (rank + by) % nodes), (dist.irecv, other, (rank - by) % nodes)
-        for work in dist.batch_isend_irecv([dist.P2POp(*each) for each in pair]):
+        for work in dist.batch_isend_irecv([dist.P2POp(*operation) for operation in pair]):
             work.wait()
         wait_for(device)
 
@@ -559,9 +559,9 @@ def _exchange_rates(device: str, rank: int, nodes: int) -> dict[str, Any]:
         dist.all_reduce(block)
         wait_for(device)
 
-    def together(exchange: Callable[[], None]) -> float:
-        exchange()  # which connects
-        return _fastest(dist.barrier, exchange)
+    def rate_of(exchange: Callable[[], None]) -> float:
+        exchange()  # this connects the nodes
+        return _best_rate(dist.barrier, exchange)
 
-    sent = max(together(partial(shift, by)) for by in range(1, min(nodes, 4)))
-    return {"send": [sent], "all_reduce": together(add) * 2 * (nodes - 1) / nodes}
+    send_rate = max(rate_of(partial(shift, by)) for by in range(1, min(nodes, 4)))
+    return {"send": [send_rate], "all_reduce": rate_of(add) * 2 * (nodes - 1) / nodes}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from selectbench.choices.execution import Bf16Master, Bf16Mixed, Bf16Pure, Fp16Mixed, Fp32, Tf32, Zero
-from selectbench.worker.engine import BUCKET_ELEMENTS, deepspeed_config, laid_over, update_scale
+from selectbench.worker.engine import BUCKET_ELEMENTS, deepspeed_config, merged, update_scale
 
 
 def config_of(strategy=None, precision=None, clip_norm=0.5, parameters=1000):
@@ -74,7 +74,7 @@ def test_the_suites_config_lies_over_ours_key_by_key():
 
 def test_laying_over_changes_neither():
     below, above = {"a": {"b": 1}, "c": 2}, {"a": {"d": 3}, "c": {"e": 4}}
-    assert laid_over(below, above) == {"a": {"b": 1, "d": 3}, "c": {"e": 4}}
+    assert merged(below, above) == {"a": {"b": 1, "d": 3}, "c": {"e": 4}}
     assert (below, above) == ({"a": {"b": 1}, "c": 2}, {"a": {"d": 3}, "c": {"e": 4}})
 
 
