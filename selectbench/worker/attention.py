@@ -99,16 +99,16 @@ class SdpaBackends:
     """Collects the backends of a training; every rank has its own."""
 
     def __init__(self) -> None:
-        self._found: set[str] | None = None
+        self._names: set[str] | None = None
 
     @property
-    def found(self) -> list[str] | None:
+    def names(self) -> list[str] | None:
         """The backends, sorted; empty: the function was not called; None: the attention was not observed."""
-        return None if self._found is None else sorted(self._found)
+        return None if self._names is None else sorted(self._names)
 
     def add(self, backends: Iterable[str]) -> None:
         """Add the backends of a forward pass or a graph, which may be none."""
-        self._found = (self._found or set()) | set(backends)
+        self._names = (self._names or set()) | set(backends)
 
     def watch_first_forward(self, module: torch.nn.Module) -> None:
         """Observe the module's next forward pass with gradients; it must not be compiled."""

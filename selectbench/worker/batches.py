@@ -38,14 +38,14 @@ class Batch:
     targets: torch.Tensor
     """Token ids, int64, a row for each row of logits; NOT_COUNTED where the loss leaves them out."""
 
-    def each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         """A batch with the function applied to every tensor."""
         named = {name: function(tensor) for name, tensor in self.named.items()}
         return Batch(function(self.tokens), tuple(map(function, self.arguments)), named, function(self.targets))
 
     def to(self, device: str) -> Batch:
         """Copy a batch on the CPU to a device."""
-        return self.each(lambda tensor: to_device(tensor, device))
+        return self.map(lambda tensor: to_device(tensor, device))
 
 
 class SampleOrder:
@@ -153,7 +153,7 @@ class HeldOut:
         """Sequences `start` to `end`, on the CPU; fewer at the end of the set."""
         if isinstance(self.whole, PairTokens):
             return self.whole.batch(np.arange(start, min(end, len(self))))
-        return self.whole.each(lambda tensor: tensor[start:end])
+        return self.whole.map(lambda tensor: tensor[start:end])
 
     @cached_property
     def tokens(self) -> int:

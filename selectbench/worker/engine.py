@@ -278,7 +278,7 @@ class DdpEngine(RanksEngine):
         # A static graph is recorded in the first step, where torch (pytorch#143580) can't leave out a reduction.
         # An extra one is harmless: the average of averaged plus new gradients is the average of their sum.
         self._records_graph = choices.strategy.static_graph
-        device, tried = self.world.device, getattr(module, "tried", None)
+        device, behaviour = self.world.device, getattr(module, "behaviour", None)
         self._replica = DistributedDataParallel(
             module,
             device_ids=[device] if self.world.device_type == "cuda" else None,
@@ -286,7 +286,7 @@ class DdpEngine(RanksEngine):
             gradient_as_bucket_view=choices.strategy.gradient_as_bucket_view,
             static_graph=choices.strategy.static_graph,
             # A static graph finds unused parameters by itself.
-            find_unused_parameters=bool(tried and (tried.without_gradient or tried.random_modules))
+            find_unused_parameters=bool(behaviour and (behaviour.without_gradient or behaviour.random_modules))
             and not choices.strategy.static_graph,
         )
         return self._replica

@@ -56,7 +56,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         """Record the logits' dtype inside of autocast, since accelerate converts the output."""
         forward = self.setting.module.forward
 
-        adds_loss = self.setting.tried.adds_loss
+        adds_loss = self.setting.behaviour.adds_loss
 
         @wraps(forward)
         def forward_with_dtype(*args: Any, **kwargs: Any) -> Any:
@@ -100,7 +100,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         summed = self._loss_of_logits(logits_of(outputs), labels)
         loss = summed / self.setting.order.job.tokens_per_step
         self._losses.append(loss.detach().clone())  # the Trainer multiplies in place
-        if self.setting.tried.adds_loss:
+        if self.setting.behaviour.adds_loss:
             part = outputs.loss.float() * (len(labels) / self.setting.order.job.global_batch_size)
             self.first.note_added_loss(part)
             loss = loss + part

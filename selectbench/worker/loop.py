@@ -118,7 +118,7 @@ class OptimizerStep:
         self.micro_batch_size = setting.order.choices.micro_batch_size
         """Sequences per forward pass; divides each rank's part of the global batch."""
         self.first = FirstStep()
-        self._adds_loss, self._sequences = setting.tried.adds_loss, setting.order.job.global_batch_size
+        self._adds_loss, self._sequences = setting.behaviour.adds_loss, setting.order.job.global_batch_size
         self._forward_loss = engine.forward_loss(setting.loss)
 
     def run(self, step: int, share_of_peak: float) -> StepTensors:

@@ -1,4 +1,4 @@
-"""What is counted and tried of a trial besides what it tells: causality, own code, clocks, waits for a core."""
+"""Checks and counts of a trial besides its own results: causality, own code, clocks, waits for a core."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ _LOOKED_UP = frozenset({"embedding", "convolution"})
 
 
 @dataclass(frozen=True)
-class Tried:
+class ModelBehaviour:
     """What trial calls of a model showed; empty for a model that was not called."""
 
     used_as: dict[str, str] = field(default_factory=dict)
@@ -136,7 +136,7 @@ class Tried:
     """Whether its configuration makes it add a loss of its own; its token loss is then left out."""
 
 
-def tried(module: Any, batch: Batch) -> Tried:
+def examine_model(module: Any, batch: Batch) -> ModelBehaviour:
     """Call a transformers model in training mode on the CPU with one sequence; restores both.
 
     Raises what the model raises for the whole sequence, as its training would.
@@ -146,14 +146,14 @@ def tried(module: Any, batch: Batch) -> Tried:
         module.set_attn_implementation(on_cpu)
     try:
         with suppress(Exception):
-            return _tried(module, batch.each(lambda tensor: tensor[:1, :TRIAL_TOKENS].cpu()))
-        return _tried(module, batch.each(lambda tensor: tensor[:1].cpu()))
+            return _examine(module, batch.map(lambda tensor: tensor[:1, :TRIAL_TOKENS].cpu()))
+        return _examine(module, batch.map(lambda tensor: tensor[:1].cpu()))
     finally:
         if kernel != on_cpu:
             module.set_attn_implementation(kernel)
 
 
-def _tried(module: Any, batch: Batch) -> Tried:
+def _examine(module: Any, batch: Batch) -> ModelBehaviour:
     with _repeatable(Forward(module, {}), training=True, device=torch.device("cpu")) as call:
         with _Operations(module) as operations:
             logits = call(batch)
@@ -163,7 +163,7 @@ def _tried(module: Any, batch: Batch) -> Tried:
             is_random = any(_relative_change(logits, call(batch, draw)) > NOISE for draw in draws)
     drawn = sorted({re.sub(r"\.\d+", ".*", name) for name in operations.drawn}) or [type(module).__name__]
     missing = [n for n, p in module.named_parameters() if p.requires_grad and id(p) not in reached]
-    return Tried(operations.used_as, missing, drawn if is_random else [], _adds_loss(module, batch))
+    return ModelBehaviour(operations.used_as, missing, drawn if is_random else [], _adds_loss(module, batch))
 
 
 def _parameters_reached(total: torch.Tensor) -> set[int]:
@@ -214,7 +214,7 @@ class _Operations(TorchDispatchMode):
         self._names = {id(part): name or type(part).__name__ for name, part in module.named_modules()}
         self._inside: list[str] = [type(module).__name__]
         self.used_as: dict[str, str] = {}
-        """As `Tried.used_as`, for the parameters that took part."""
+        """As `ModelBehaviour.used_as`, for the parameters that took part."""
         parameters = sorted((p.data_ptr(), p.nbytes, name) for name, p in module.named_parameters() if p.numel())
         self._starts, self._parameters = [start for start, *_ in parameters], parameters
         self.drawn: set[str] = set()
@@ -266,7 +266,7 @@ SAMPLED_UPDATES = 5
 class Watch:
     """Counts calls and updates by hooks where own code takes part; in built-in trials it counts nothing."""
 
-    own: list[str] = field(default_factory=list)
+    own_parts: list[str] = field(default_factory=list)
     stream: TokenStream | None = None
     trained: int | None = None
     """Sequences that the model got in calls with gradients; None: the model is not watched."""
@@ -318,13 +318,13 @@ class Watch:
 
     def counts(self, world: World, sequences_per_step: int, steps: int) -> dict[str, Any]:
         """The counts of all ranks, by the record's keys; all ranks call it together, after the last step."""
-        if not self.own:
+        if not self.own_parts:
             return {}
         same = None if self._differing is None else int(self._differing) == 0
         rank_counts = (self.trained, sum(scored for _, scored in self.scored), same)
         trained, scored, sames = zip(*world.gathered(rank_counts), strict=True)
         compared = [u for u in self.updates if u.is_comparable]
-        counts: dict[str, Any] = {"own": self.own}
+        counts: dict[str, Any] = {"own": self.own_parts}
         if None not in trained:
             counts |= {"sequences_given": sequences_per_step * steps, "sequences_seen": sum(trained)}
             counts |= {"evaluations": sum(expected for expected, _ in self.scored), "evaluations_seen": sum(scored)}

@@ -136,7 +136,7 @@ def _matrices(part: nn.Module) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Before:
+class ModelFacts:
     """Facts about the model before anything wraps, casts or shards it."""
 
     weights_sha256: str | None
@@ -148,7 +148,7 @@ class Before:
     architecture: Architecture | None
 
     @classmethod
-    def training(cls, module: Any, order: Order, world: World) -> Before:
+    def of(cls, module: Any, order: Order, world: World) -> ModelFacts:
         """Collect these facts of the model and the own code."""
         return cls(
             weights_sha256(module) if world.rank == (order.place.first_rank if order.place else 0) else None,
@@ -160,14 +160,14 @@ class Before:
         )
 
 
-def finished(setting: Setting, before: Before, trained: Trained, began: float) -> Finished:
+def finished(setting: Setting, facts: ModelFacts, trained: Trained, began: float) -> Finished:
     """Make the trial's last event; all ranks call it together.
 
     `began`: time at which the trial began, after drawing initial weights, by `time.perf_counter`.
     """
     recorder = trained.recorder
     check_replicas(setting.world, trained)
-    check_nodes(setting, before)
+    check_nodes(setting, facts)
     parameters, first = trained.parameters, trained.first_step
     rank_memory = {
         "rank": setting.world.rank,
@@ -180,15 +180,15 @@ def finished(setting: Setting, before: Before, trained: Trained, began: float) -
     memory = [msgspec.convert(m, RankMemory) for m in setting.world.gathered(rank_memory)]
     devices = cast("list[TorchDevice | None]", setting.world.gathered(_device(setting.world)))
     return Finished(
-        measurement=_measurement(setting, before, recorder, memory, began),
-        identity=_identity(setting, before, trained),
+        measurement=_measurement(setting, facts, recorder, memory, began),
+        identity=_identity(setting, facts, trained),
         evaluation_curve=recorder.evaluation_curve,
         inside=recorder.inside,
         loss_curve=LOSSES.as_json(decimate(list(enumerate(recorder.series.losses)))),
         resolved_config=trained.resolved_config,
         timed_windows=recorder.timing.stretches,
         training_window=recorder.training_window,
-        watched=_watched(setting, before, trained),
+        watched=_watched(setting, facts, trained),
         devices=[device for device in devices if device],
     )
 
@@ -215,7 +215,7 @@ def check_replicas(world: World, trained: Trained) -> None:
         )
 
 
-def check_nodes(setting: Setting, before: Before) -> None:
+def check_nodes(setting: Setting, facts: ModelFacts) -> None:
     """Check that all nodes have the same initial weights, held-out data, software and own code.
 
     Raises RanksDisagreeError on all ranks.
@@ -224,8 +224,8 @@ def check_nodes(setting: Setting, before: Before) -> None:
         return
     heldout = setting.held_out.sha256() if setting.held_out else None
     for subject, value in (
-        ("the initial weights are", before.weights_sha256), ("the held-out tokens are", heldout),
-        ("the software is", runtime.versions()), ("own code is", before.code_files),
+        ("the initial weights are", facts.weights_sha256), ("the held-out tokens are", heldout),
+        ("the software is", runtime.versions()), ("own code is", facts.code_files),
     ):  # fmt: skip
         values = setting.world.gathered(value)
         known = [v for v in values if v is not None]  # only one rank of each node has the weights' digest
@@ -235,7 +235,7 @@ def check_nodes(setting: Setting, before: Before) -> None:
 
 
 def _measurement(
-    setting: Setting, before: Before, recorder: Recorder, memory: list[RankMemory], began: float
+    setting: Setting, facts: ModelFacts, recorder: Recorder, memory: list[RankMemory], began: float
 ) -> Measurement:
     timing, series, held_out = recorder.timing, recorder.series, setting.held_out
     source_loss, source_loss_error = held_out.source_loss() if held_out else (None, None)
@@ -270,7 +270,7 @@ def _measurement(
         source_loss=source_loss,
         source_loss_error=source_loss_error,
         memory_by_rank=memory,
-        architecture=before.architecture,
+        architecture=facts.architecture,
         run_queue_wait_seconds=None if math.isnan(waited) else waited,
         involuntary_switches=sum(use.switches for use in uses),
         cpu_seconds=sum(use.worked_seconds for use in uses),
@@ -289,7 +289,7 @@ def _applied(recorder: Recorder) -> int:
     return sum(map(and_, recorder.series.applied, recorder.learning_rates.updated))
 
 
-def _watched(setting: Setting, before: Before, trained: Trained) -> Watched:
+def _watched(setting: Setting, facts: ModelFacts, trained: Trained) -> Watched:
     """Comes last, since the rate test moves the weights. All ranks call it together."""
     order, world, recorder, watch = setting.order, setting.world, trained.recorder, setting.watch
     counts = watch.counts(world, order.job.global_batch_size, recorder.steps_done)
@@ -297,9 +297,9 @@ def _watched(setting: Setting, before: Before, trained: Trained) -> Watched:
     return Watched(
         causality=_attempt(lambda: _causality(setting, recorder)),
         clock_ratio=watch.clock_ratio(),
-        code_files=None if files is None else {**files, **(before.code_files or {})},
+        code_files=None if files is None else {**files, **(facts.code_files or {})},
         rate_effect=_attempt(lambda: rate_effect(trained.optimizers, recorder.learning_rates.peaks))
-        if "optimizer" in watch.own and not order.choices.strategy.sharded() else None,
+        if "optimizer" in watch.own_parts and not order.choices.strategy.sharded() else None,
         **counts,
     )  # fmt: skip
 
@@ -329,16 +329,16 @@ def _causality(setting: Setting, recorder: Recorder) -> dict[str, float] | None:
         return causality(forward, batch)
 
 
-def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
+def _identity(setting: Setting, facts: ModelFacts, trained: Trained) -> Identity:
     recorder, order = trained.recorder, setting.order
     series, rates = recorder.series, recorder.learning_rates
     first_norm = series.gradient_norms[0]
     first = trained.first_step
     return Identity(
-        initial_weights_sha256=before.weights_sha256,
+        initial_weights_sha256=facts.weights_sha256,
         token_stream_sha256=stream_sha256(series.stream_sums),
         evaluation_set_sha256=setting.held_out.sha256() if setting.held_out else None,
-        parameters=before.parameters,
+        parameters=facts.parameters,
         trainable_parameters=setting.trainable_parameters,
         tokens_per_step=max(series.tokens, key=lambda tokens: abs(tokens - order.job.tokens_per_step)),
         steps_requested=len(series.losses),
@@ -346,14 +346,14 @@ def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
         gradient_accumulation_steps=max(series.micro_batches),
         learning_rate_shape_sha256=shape_sha256([share for step in rates.shares for share in step]),
         peak_learning_rate=distinct_rates(rates.highest),
-        parameter_dtype=dtype_name(p.dtype for p in runtime.updated(trained.optimizers)),
+        parameter_dtype=dtype_name(p.dtype for p in runtime.updated_parameters(trained.optimizers)),
         working_dtype=trained.working_dtype,
         gradient_dtype=dtype_name(first.gradient_dtypes) if first.gradient_dtypes else None,
         compute_dtype=dtype_name({first.compute_dtype} if first.compute_dtype else set()),
         optimizer_state_dtype=sorted({dtype_name([t.dtype]) for t in states(trained.optimizers) if t.numel() > 1}),
         matmul_tf32=tf32_allowed(),
-        attention=before.attention,
-        sdpa_backends=setting.sdpa.found,
+        attention=facts.attention,
+        sdpa_backends=setting.sdpa.names,
         optimizer=[optimizer_name(optimizer) for optimizer in trained.optimizers],
         compiled=recorder.compilations > 0,
         first_step_loss=series.losses[0],
@@ -363,8 +363,8 @@ def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
         framework=trained.framework,
         loss=order.choices.loss.name if first.compute_dtype else None,
         reduction_dtype=trained.reduction_dtype if setting.world.size > 1 else None,
-        dropout=before.dropout,
-        random_modules=setting.tried.random_modules if before.dropout == 0 else [],
+        dropout=facts.dropout,
+        random_modules=setting.behaviour.random_modules if facts.dropout == 0 else [],
         first_step_added_loss=None
         if first.added_loss is None
         else float(setting.world.total(first.added_loss.double())),

@@ -24,7 +24,7 @@ from selectbench.worker import evaluation
 from selectbench.worker.attention import SdpaBackends
 from selectbench.worker.batches import Batches, HeldOut, TokenStream
 from selectbench.worker.model import SummedLoss
-from selectbench.worker.observation import CoreWaits, Tried, Watch
+from selectbench.worker.observation import CoreWaits, ModelBehaviour, Watch
 from selectbench.worker.runtime import TrainingMemory, Whereabouts, World, compilations, is_out_of_memory, wait_for
 
 SHARE_TOLERANCE = 1e-9
@@ -301,7 +301,7 @@ class Setting:
     """Number of trainable parameters by their use, such as `matrix`."""
     left_parameters: int | None = None
     """Number of parameters in matrices that LoRA was meant for but does not reach; None: no LoRA."""
-    tried: Tried = field(default_factory=Tried)
+    behaviour: ModelBehaviour = field(default_factory=ModelBehaviour)
     """How the model behaves in a forward pass, from a trial call."""
     recorder: Recorder | None = None
     """Set when the loop makes its recorder, so that its series is written even where the training fails."""
@@ -335,7 +335,7 @@ class Recorder:
         All evaluations go through it, so it switches optimizers with two sets of weights.
         """
         evaluation.begin_training(optimizers)
-        if "optimizer" in setting.watch.own:
+        if "optimizer" in setting.watch.own_parts:
             setting.watch.watch_updates(optimizers, setting.module, setting.order)
         self.core_waits = CoreWaits()
         self.setting, self.job, self.world = setting, setting.order.job, setting.world
@@ -351,8 +351,8 @@ class Recorder:
         self.training_window: tuple[float, float] | None = None
         """Begin and end of the training before the first evaluation, by `time.perf_counter`."""
         self.evaluation = partial(evaluation.at_evaluated_weights, optimizers, forward)
-        every = self.job.eval.every_steps if isinstance(self.job.eval, Eval) else None
-        points = set(range(every, self.job.max_steps, every)) if every else set()
+        interval = self.job.eval.every_steps if isinstance(self.job.eval, Eval) else None
+        points = set(range(interval, self.job.max_steps, interval)) if interval else set()
         self._evaluation_steps = sorted(points | {self.job.max_steps})
         self._compilations_before = self._compilations = compilations()
         self._pending: list[StepTensors] = []

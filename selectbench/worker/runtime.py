@@ -52,7 +52,7 @@ def derived_seed(seed: int, purpose: str, *parts: int) -> int:
 # What a trial really used, read from the live objects rather than from the order.
 
 
-def updated(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.Tensor]:
+def updated_parameters(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.Tensor]:
     """All parameters that the optimizers update: the master weights, where there are any."""
     return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
 
@@ -66,8 +66,8 @@ def optimizer_state_bytes(
     optimizers: Sequence[torch.optim.Optimizer], kept_parameters: Sequence[torch.Tensor]
 ) -> int:
     """Bytes of this rank's optimizer state, including master weights that are not the model's parameters."""
-    model_addresses = {t.data_ptr() for t in kept_parameters}
-    masters = [local for p in updated(optimizers) if (local := local_part(p)).data_ptr() not in model_addresses]
+    pointers = {t.data_ptr() for t in kept_parameters}
+    masters = [local for p in updated_parameters(optimizers) if (local := local_part(p)).data_ptr() not in pointers]
     return storage_bytes(states(optimizers)) + storage_bytes(masters)
 
 
@@ -192,7 +192,7 @@ class World:
         return items
 
 
-ALONE = World(rank=0, size=1, device="cpu")
+SINGLE_RANK = World(rank=0, size=1, device="cpu")
 
 
 def wait_for(device_type: str) -> None:

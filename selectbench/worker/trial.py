@@ -34,8 +34,8 @@ from selectbench.worker.batches import Batch, Batches, TokenStream, batches_of, 
 from selectbench.worker.evaluation import Reading
 from selectbench.worker.loop import Unsupported, train_with, unsupported_where_missing
 from selectbench.worker.model import PretrainedModelError, enable_checkpointing, ensure_weights, mapped_model
-from selectbench.worker.observation import Tried, Watch, parts_of_own_code, tried
-from selectbench.worker.outcome import Before, finished
+from selectbench.worker.observation import ModelBehaviour, Watch, examine_model, parts_of_own_code
+from selectbench.worker.outcome import ModelFacts, finished
 from selectbench.worker.ranks import run_ranks
 from selectbench.worker.recorder import Diverged, Emit, Setting
 
@@ -80,10 +80,10 @@ def run_rank(
         torch.set_num_threads(order.threads)
         runtime.set_tf32(order.choices.precision.tf32)
         setting = _setting(order, world, emit, whereabouts, memory)
-        before = Before.training(setting.module, order, world)
+        facts = ModelFacts.of(setting.module, order, world)
         _adapt(setting)
         compiles = order.choices.compile.mode is not None
-        if setting.watch.own and not compiles:  # the hooks that count would break a graph
+        if setting.watch.own_parts and not compiles:  # the hooks that count would break a graph
             setting.watch.watch_model(setting.module, setting.stream)
         framework = order.choices.framework
         if isinstance(framework, OwnFramework):
@@ -102,7 +102,7 @@ def run_rank(
         finally:
             if setting.recorder is not None and world.is_first:
                 setting.recorder.write_series(Path(order.trial_folder) / "series.json")
-        event = finished(setting, before, trained, began)
+        event = finished(setting, facts, trained, began)
         if world.is_first:
             emit(event)
 
@@ -135,9 +135,9 @@ def _adapt(setting: Setting) -> None:
         on_cpu = all(p.device.type == "cpu" for p in setting.module.parameters())
         if isinstance(adaptation, Lora):
             setting.left_parameters = _unreached_elements(setting.module, adaptation)
-            if setting.tried.used_as and on_cpu:
+            if setting.behaviour.used_as and on_cpu:
                 try:
-                    tried(setting.module, _first_batch(setting.batches))
+                    examine_model(setting.module, _first_batch(setting.batches))
                 except Exception as error:
                     message = f"{type(setting.module).__name__} can't be called with PEFT's layers: {error}"
                     raise NotImplementedError(message) from error
@@ -172,7 +172,7 @@ def _setting(
     module.train()
     batches, held_out = batches_of(order, data, world, module), held_out_of(order, data, module)
     if isinstance(job.model, OfAnyFamily):
-        module.tried = tried(module, _first_batch(batches))
+        module.behaviour = examine_model(module, _first_batch(batches))
     return Setting(
         order=order, world=world, module=module, loss=choices.loss.build(),
         batches=batches,
@@ -180,5 +180,5 @@ def _setting(
         shares=shares(job.lr_schedule, job.max_steps), held_out=held_out,
         reading=None if held_out is None else Reading.of(order, data, held_out),
         emit=emit, memory=memory, whereabouts=whereabouts, watch=Watch(parts_of_own_code(job, choices)),
-        tried=getattr(module, "tried", Tried()),
+        behaviour=getattr(module, "behaviour", ModelBehaviour()),
     )  # fmt: skip

@@ -24,7 +24,7 @@ from selectbench.worker.engine import DdpEngine, SingleEngine
 from selectbench.worker.loop import train_with_engine
 from selectbench.worker.model import new_model
 from selectbench.worker.recorder import Setting
-from selectbench.worker.runtime import ALONE, CpuMemory, Whereabouts
+from selectbench.worker.runtime import SINGLE_RANK, CpuMemory, Whereabouts
 
 PAIRS, STEPS, SEQUENCES, LENGTH, VOCABULARY = 9, 60, 16, 128, 2048
 JOB = Job.model_validate(
@@ -47,7 +47,7 @@ def our_loop(engine: Any, choices: Choices) -> Callable[[], float]:
 
     def seconds() -> float:
         setting = Setting(
-            order=order, world=ALONE, module=None, loss=choices.loss.build(), batches=batches(),
+            order=order, world=SINGLE_RANK, module=None, loss=choices.loss.build(), batches=batches(),
             stream=TokenStream(SEQUENCES, LENGTH + 1, "cpu"), shares=shares(JOB.lr_schedule, STEPS),
             held_out=None,
             emit=lambda event: None, memory=CpuMemory(), whereabouts=Whereabouts(),
@@ -105,7 +105,7 @@ def compare(benchmark: Any, ours: Callable[[], float], bare: Callable[[], float]
 def test_loop_against_bare_pytorch(benchmark: Any) -> None:
     torch.set_num_threads(2)
     choices = Choices.model_validate(SETTINGS)
-    engine = SingleEngine(new_model(JOB, VOCABULARY, attention="sdpa"), JOB, choices, ALONE)
+    engine = SingleEngine(new_model(JOB, VOCABULARY, attention="sdpa"), JOB, choices, SINGLE_RANK)
     compare(
         benchmark,
         our_loop(engine, choices),
@@ -124,7 +124,7 @@ def one_rank(tmp_path: Path) -> Iterator[None]:
 def test_ddp_loop_at_one_rank_against_bare_ddp(benchmark: Any, one_rank: None) -> None:
     torch.set_num_threads(2)
     choices = Choices.model_validate({**SETTINGS, "strategy": "ddp"})
-    engine = DdpEngine(new_model(JOB, VOCABULARY, attention="sdpa"), JOB, choices, ALONE)
+    engine = DdpEngine(new_model(JOB, VOCABULARY, attention="sdpa"), JOB, choices, SINGLE_RANK)
     model = new_model(JOB, VOCABULARY, attention="sdpa")
     bare = DistributedDataParallel(model, gradient_as_bucket_view=True)
     compare(

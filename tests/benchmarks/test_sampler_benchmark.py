@@ -24,7 +24,7 @@ from stand_in import StandIn
 from selectbench.choices import Choices
 from selectbench.worker.engine import SingleEngine
 from selectbench.worker.model import new_model
-from selectbench.worker.runtime import ALONE
+from selectbench.worker.runtime import SINGLE_RANK
 
 BENCH = """\
 import sys, time
@@ -74,7 +74,7 @@ def bench(driver_library: Path, tmp_path: Path) -> Iterator[Bench]:
 def test_loop_with_and_without_the_sampler(benchmark: Any, bench: Bench) -> None:
     torch.set_num_threads(1)
     choices = Choices.model_validate(SETTINGS)
-    alone = our_loop(SingleEngine(new_model(JOB, VOCABULARY, attention="sdpa"), JOB, choices, ALONE), choices)
+    alone = our_loop(SingleEngine(new_model(JOB, VOCABULARY, attention="sdpa"), JOB, choices, SINGLE_RANK), choices)
 
     shares: list[float] = []
     compare(benchmark, watched(alone, bench, shares), alone, "tokens/s with the sampler over those without")

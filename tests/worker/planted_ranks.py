@@ -159,7 +159,7 @@ def _planted(option: str, setting):
         indices = batches.sample_indices
         batches.sample_indices = lambda step: indices(step)[: order.job.global_batch_size // 2]
     elif option == "other_evaluation_set":
-        setting.held_out = replaced(setting.held_out, whole=setting.held_out.whole.each(lambda part: part.flip(0)))
+        setting.held_out = replaced(setting.held_out, whole=setting.held_out.whole.map(lambda part: part.flip(0)))
     elif option == "other_schedule":
         setting.shares = [share**2 for share in setting.shares]
     elif option.startswith("three_times_the_rate"):

@@ -14,7 +14,7 @@ from selectbench.worker.batches import Batch, HeldOut
 from selectbench.worker.engine import SingleEngine
 from selectbench.worker.evaluation import evaluation_forward, heldout_loss
 from selectbench.worker.model import cast_parameters, new_model
-from selectbench.worker.runtime import ALONE
+from selectbench.worker.runtime import SINGLE_RANK
 
 OPTIMIZERS = [
     ({"name": "sgd", "lr": 0.3}, ["SGD(fused)"], ["float32"]),
@@ -101,7 +101,7 @@ def engine_of(model, optimizers, precision):
     choices = SimpleNamespace(
         optimizer=SimpleNamespace(build=lambda module: optimizers), precision=precision, compile=CompileOff()
     )
-    return SingleEngine(model, None, choices, ALONE)
+    return SingleEngine(model, None, choices, SINGLE_RANK)
 
 
 def test_with_two_optimizers_a_step_is_applied_by_both_or_by_none():
@@ -134,7 +134,7 @@ def test_evaluation_of_half_precision_weights_is_in_fp32_and_leaves_them_alone(t
 
     def loss_of(size):
         with evaluation_forward(module) as logits:
-            return heldout_loss(logits, held_out, sequences_per_batch=size, world=ALONE)
+            return heldout_loss(logits, held_out, sequences_per_batch=size, world=SINGLE_RANK)
 
     loss = loss_of(3)
     assert all(p.dtype == torch.bfloat16 and torch.equal(p, before[n]) for n, p in module.named_parameters())

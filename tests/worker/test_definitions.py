@@ -17,7 +17,7 @@ from selectbench.data.sources import make_source
 from selectbench.suite.sources import MarkovSource
 from selectbench.worker.batches import NOT_COUNTED, Batch, HeldOut, causal_held_out
 from selectbench.worker.evaluation import heldout_loss
-from selectbench.worker.runtime import ALONE
+from selectbench.worker.runtime import SINGLE_RANK
 
 WIDTH, HEADS, LENGTH = 32, 4, 11
 
@@ -64,7 +64,7 @@ def test_cross_entropy_of_a_fifth_is_its_logarithm():
     assert CrossEntropy().build()(logits, torch.tensor([[0]])).item() == pytest.approx(1.609, abs=5e-4)
     assert CrossEntropy().build()(logits, torch.tensor([[0]])).item() == pytest.approx(-math.log(0.2), rel=1e-6)
     held_out = HeldOut(Batch(torch.tensor([[1, 0]]), (torch.tensor([[1]]),), {}, torch.tensor([[0]])), 1)
-    assert heldout_loss(lambda _: logits, held_out, sequences_per_batch=1, world=ALONE) == pytest.approx(
+    assert heldout_loss(lambda _: logits, held_out, sequences_per_batch=1, world=SINGLE_RANK) == pytest.approx(
         1.609, abs=5e-4
     )
 
@@ -81,7 +81,7 @@ def test_a_held_out_loss_is_the_mean_over_the_counted_targets():
         return probabilities[rows].log()
 
     for at_once in (1, 2):
-        loss = heldout_loss(logits, held_out, sequences_per_batch=at_once, world=ALONE)
+        loss = heldout_loss(logits, held_out, sequences_per_batch=at_once, world=SINGLE_RANK)
         assert loss == pytest.approx(-sum(map(math.log, chosen)) / 4, rel=1e-6)
 
 
@@ -133,14 +133,14 @@ def table_of(truth, vocab_size):
 def test_the_source_itself_has_no_excess_loss(source):
     held_out = causal_held_out(source.data, tokens=1 << 20, seq_len=16)
     table = table_of(source.truth, 20)
-    loss = heldout_loss(lambda b: table[b.arguments[0]], held_out, sequences_per_batch=4, world=ALONE)
+    loss = heldout_loss(lambda b: table[b.arguments[0]], held_out, sequences_per_batch=4, world=SINGLE_RANK)
     floor, error = held_out.source_loss()
     assert loss - floor == pytest.approx(0, abs=1e-6)
     assert floor > 0.5
     assert error == pytest.approx(0, abs=0.1)
     # The walk is finite: its own mean is off the entropy rate by a few of its standard errors at most.
     assert floor == pytest.approx(source.data.entropy_rate, abs=5 * error)
-    flatter = heldout_loss(lambda b: table[b.arguments[0]] / 2, held_out, sequences_per_batch=4, world=ALONE)
+    flatter = heldout_loss(lambda b: table[b.arguments[0]] / 2, held_out, sequences_per_batch=4, world=SINGLE_RANK)
     assert flatter - floor > 1e-3, "any other model has an excess"
 
 

@@ -17,7 +17,7 @@ from selectbench.choices import REGISTRY
 from selectbench.worker.batches import Batch, batches_of
 from selectbench.worker.loop import OptimizerStep, OwnStep
 from selectbench.worker.model import new_model
-from selectbench.worker.runtime import ALONE, World
+from selectbench.worker.runtime import SINGLE_RANK, World
 
 SHORT = {"max_steps": 6, "eval": "none", "timing": {"warmup_steps": 1}}
 TASKS = {
@@ -166,7 +166,7 @@ def test_batches_are_copied_from_pinned_memory(on_data, prepared, task):
     order = trials.order(job={**TASKS[task], **SHORT})
     data = jobs.Prepared.open(trials.data_folder)
     module = new_model(order.job, data.vocab_size, attention="sdpa", empty=True)
-    here, there = (batches_of(order, data, world, module) for world in (ALONE, World(0, 1, "cuda")))
+    here, there = (batches_of(order, data, world, module) for world in (SINGLE_RANK, World(0, 1, "cuda")))
     indices = here.sample_indices(0)
     with Gpu() as gpu:
         copied = there.batch_at(indices, 0)

@@ -13,7 +13,7 @@ from selectbench.choices.optimizer import ScheduleFreeAdamW
 from selectbench.suite.job import LrSchedule, shape_sha256, shares
 from selectbench.worker.engine import SingleEngine
 from selectbench.worker.evaluation import begin_training
-from selectbench.worker.runtime import ALONE
+from selectbench.worker.runtime import SINGLE_RANK
 
 schedulefree = pytest.importorskip("schedulefree")
 
@@ -98,7 +98,7 @@ def test_a_step_that_fp16_skips_does_not_count_for_the_average():
     model = torch.nn.ParameterList([torch.ones(4)])
     (weights,) = model
     choices = SimpleNamespace(optimizer=ScheduleFreeAdamW(lr=0.1), precision=Fp16Mixed(), compile=CompileOff())
-    engine = SingleEngine(model, None, choices, ALONE)
+    engine = SingleEngine(model, None, choices, SINGLE_RANK)
     begin_training(engine.optimizers)
     engine.begin_step(1.0)
     engine.backward(weights.sum() * 3e38)

@@ -21,7 +21,7 @@ from selectbench.data.prepared import Prepared
 from selectbench.suite.job import SCORES
 from selectbench.worker.batches import NOT_COUNTED, Batch, PairTokens
 from selectbench.worker.evaluation import HYPOTHESES, continue_tokens, generate_targets, score
-from selectbench.worker.runtime import ALONE
+from selectbench.worker.runtime import SINGLE_RANK
 
 REFERENCES = ["The cat sat on the mat.", "Yes, he does not know.", "A dog runs in the park today", "Fine weather"]
 HYPOTHESES_MADE = ["the cat is on the mat", "Yes, he does not know!", "dogs running in a park today", ""]
@@ -253,7 +253,7 @@ def test_greedy_decoding_is_the_one_of_transformers(pairs: Prepared):
     model.eval()
     with torch.no_grad():
         ours = generate_targets(
-            lambda b: model(**b.named).logits, batch, end_id=pairs.end_id, start_id=pad, world=ALONE
+            lambda b: model(**b.named).logits, batch, end_id=pairs.end_id, start_id=pad, world=SINGLE_RANK
         )
         theirs = model.generate(
             input_ids=batch.named["input_ids"], attention_mask=batch.named["attention_mask"], num_beams=1,
@@ -290,12 +290,14 @@ def empty_batch(rows, length):
 
 def test_a_target_ends_at_its_end_or_at_the_longest_length():
     said = scripted([[5, 0, 7, 7], [5, 6, 7, 8], [0, 5, 5, 5], [5, 1, 6, 0]])
-    found = generate_targets(said, empty_batch(4, 4), end_id=0, start_id=1, world=ALONE)
+    found = generate_targets(said, empty_batch(4, 4), end_id=0, start_id=1, world=SINGLE_RANK)
     assert found == [[5], [5, 6, 7, 8], [], [5, 1, 6]], "a pad that is said is a token like any other"
 
 
 def test_a_tokenizer_whose_end_is_its_pad():
-    found = generate_targets(scripted([[5, 0, 7], [5, 6, 0]]), empty_batch(2, 3), end_id=0, start_id=0, world=ALONE)
+    found = generate_targets(
+        scripted([[5, 0, 7], [5, 6, 0]]), empty_batch(2, 3), end_id=0, start_id=0, world=SINGLE_RANK
+    )
     assert found == [[5], [5, 6]]
 
 
@@ -306,7 +308,7 @@ def test_decoding_stops_where_all_have_ended():
         calls.append(batch.named["decoder_input_ids"].shape[1])
         return scripted([[0, 5, 5, 5], [5, 0, 5, 5]])(batch)
 
-    generate_targets(logits, empty_batch(2, 4), end_id=0, start_id=1, world=ALONE)
+    generate_targets(logits, empty_batch(2, 4), end_id=0, start_id=1, world=SINGLE_RANK)
     assert calls == [1, 2]
 
 
@@ -316,4 +318,4 @@ def test_a_causal_model_goes_on_with_what_it_finds_likeliest():
         assert ids.shape[1] <= 3
         return torch.nn.functional.one_hot((ids + 1) % 10, 10).float()
 
-    assert continue_tokens(logits, [7, 8], count=4, longest=3, world=ALONE) == [9, 0, 1, 2]
+    assert continue_tokens(logits, [7, 8], count=4, longest=3, world=SINGLE_RANK) == [9, 0, 1, 2]

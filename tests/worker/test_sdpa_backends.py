@@ -119,10 +119,10 @@ def test_an_evaluation_is_no_training():
     seen.watch_first_forward(module)
     with torch.no_grad():
         module(torch.ones(1, 1, 2, 8))
-    assert seen.found is None
+    assert seen.names is None
     with pytest.raises(RuntimeError):
         module(torch.ones(1, 1, 2, 8, requires_grad=True) @ torch.ones(3, 3))
     module(torch.ones(1, 1, 2, 8, requires_grad=True))
-    assert seen.found == ["flash"]
+    assert seen.names == ["flash"]
     assert not module._forward_hooks
     assert not module._forward_pre_hooks

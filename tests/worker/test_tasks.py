@@ -24,7 +24,7 @@ from selectbench.worker.batches import (
     masked_held_out,
     pairs_held_out,
 )
-from selectbench.worker.runtime import ALONE
+from selectbench.worker.runtime import SINGLE_RANK
 
 JOBS = {"masked_lm": MASKED, "t5": T5_PAIRS, "bart": BART_PAIRS, "chat": CHATS}
 
@@ -47,7 +47,7 @@ def on(trials, data):
 def test_every_step_of_masked_lm(trials, prepared):
     data = prepared["masked_lm"]
     finished = on(trials, data).finished(seed=3, job=MASKED)
-    batches = batches_of(trials.order(seed=3, job=MASKED), data, ALONE, None)
+    batches = batches_of(trials.order(seed=3, job=MASKED), data, SINGLE_RANK, None)
     tokens = np.array(data.train(), dtype=np.int64)
     order = jobs.order_of((len(tokens) - 1) // LENGTH, 3)
     plain = PlainTraining(jobs.plain_bert(data.vocab_size, 3))

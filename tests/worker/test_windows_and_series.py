@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from selectbench.worker import recorder
 from selectbench.worker.recorder import Diverged, Series, StepTensors, Timing, Window
-from selectbench.worker.runtime import ALONE
+from selectbench.worker.runtime import SINGLE_RANK
 
 
 def steps(losses, norm=1.0, applied=True):
@@ -76,20 +76,20 @@ def test_a_recompilation_voids_its_window_and_is_made_up_for(trials):
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_diverges_with_its_step(loss):
     series = Series()
-    series.read(steps([5.0, 4.0]), ALONE)
+    series.read(steps([5.0, 4.0]), SINGLE_RANK)
     with pytest.raises(Diverged, match="step 3 is"):
-        series.read(steps([4.0, loss]), ALONE)
+        series.read(steps([4.0, loss]), SINGLE_RANK)
 
 
 def test_ten_steps_above_twice_the_first_loss_diverge_and_nine_do_not():
     series = Series()
-    series.read(steps([5.0] + [11.0] * 8), ALONE)
+    series.read(steps([5.0] + [11.0] * 8), SINGLE_RANK)
     with pytest.raises(Diverged, match="more than 2 times the first loss"):
-        series.read(steps([11.0]), ALONE)
+        series.read(steps([11.0]), SINGLE_RANK)
 
 
 def test_infinite_gradients_diverge_unless_the_step_was_skipped():
     series = Series()
-    series.read(steps([5.0], norm=math.inf, applied=False), ALONE)
+    series.read(steps([5.0], norm=math.inf, applied=False), SINGLE_RANK)
     with pytest.raises(Diverged, match="gradient norm of step 1"):
-        series.read(steps([5.0], norm=math.inf), ALONE)
+        series.read(steps([5.0], norm=math.inf), SINGLE_RANK)
