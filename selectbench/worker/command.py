@@ -55,7 +55,7 @@ _LOST_CONNECTION = re.compile(
     rb"[Cc]onnection|[Bb]roken pipe|[Tt]imed? ?out|NCCL|gloo|Store|Rendezvous|DistNetwork|ChildFailed|"
     rb"SignalException"
 )
-"""In errors that ranks raise or launchers report because other ranks have ended."""
+"""Found in errors that ranks raise or launchers report because other ranks have ended."""
 _KILLED = re.compile(rb"exitcode\s*: -(?!15\b)\d")
 """A launcher's report of a rank that a signal ended; SIGTERM is what it sends to the remaining ranks."""
 FIRST_STEPS = 8

@@ -438,7 +438,7 @@ _SCORES: dict[str, Callable[[Texts, Texts], Scored]] = {
 
 
 HYPOTHESES = "hypotheses.jsonl"
-"""In a trial's folder: source, reference and hypothesis, an object a line."""
+"""File in a trial's folder with source, reference and hypothesis, one JSON object a line."""
 
 
 @dataclass(frozen=True)
@@ -450,7 +450,7 @@ class Scores:
     """The scores of the sources themselves, taken as hypotheses."""
     signatures: dict[str, str] = field(default_factory=dict)
     sentences: Sentences | None = None
-    """None where every score is known for the whole text only."""
+    """Parts of the scores by sentence; None where every score is known for the whole text only."""
 
 
 def score_model(order: Order, reading: Reading, logits: Forward, world: World, report: Report) -> Scores:

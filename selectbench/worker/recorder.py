@@ -287,7 +287,7 @@ class Setting:
     """Share of the peak learning rate for each step of the job."""
     held_out: HeldOut | None
     reading: evaluation.Reading | None
-    """None: the job does not evaluate."""
+    """What the final evaluation needs; None: the job does not evaluate."""
     emit: Emit
     memory: TrainingMemory
     whereabouts: Whereabouts

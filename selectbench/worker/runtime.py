@@ -153,9 +153,9 @@ class World:
     """A rank among all ranks. With one rank nothing is exchanged, and no process group is needed."""
 
     rank: int
-    """From 0."""
+    """Number of the rank, from 0."""
     size: int
-    """Ranks."""
+    """Number of ranks."""
     device: str
     """`cpu`, or this rank's `cuda:N`."""
 
