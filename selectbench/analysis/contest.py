@@ -15,7 +15,7 @@ from selectbench.analysis import family
 from selectbench.analysis.family import TestResult
 from selectbench.analysis.lanes import by_part, neighbour_metrics, part_by_seed
 from selectbench.analysis.metrics import finite
-from selectbench.analysis.result import Comparison, ConstraintVerdict, Decision, Family, Settling
+from selectbench.analysis.result import Comparison, ConstraintVerdict, Decision, ExtraSeeds, Family
 from selectbench.analysis.statistics import Blocks, Bools, Difference, estimate_value, make_blocks, outlying
 from selectbench.analysis.summary import Summary, mean, other_tokens, outcomes, seeds_words
 from selectbench.suite.metrics import METRICS, PER_TOKEN, SECONDS_TO_LOSS, Constraint, metrics_of, parse_constraint
@@ -39,29 +39,29 @@ class BoundTest:
     is_far: bool = False
     """Whether every seed's value lies beyond `FAR` times an absolute bound, or below its inverse."""
 
-    def conclude(self, result: TestResult | None, settling: Settling | None) -> ConstraintVerdict:
+    def conclude(self, result: TestResult | None, settling: ExtraSeeds | None) -> ConstraintVerdict:
         """The verdict from the test's result among its family; `result` None: there is no measure of spread."""
         estimate = self.test.difference.estimate
-        verdict, shown = "undecided", f"{self.constraint.metric} is {self._estimate_words(estimate)}"
+        verdict, detail = "undecided", f"{self.constraint.metric} is {self._estimate_words(estimate)}"
         if self.is_far or (result and (result.rejected or result.is_exact)):
             verdict = "holds" if self._holds(estimate) else "fails"
         if result is None:
             is_one = self.test.difference.seeds == 1
             why = " with one seed, which shows no spread" if is_one else " with every seed, maybe by chance"
-            return answer(self.text, verdict, f"{shown}{', far from the bound' if self.is_far else why}")
+            return answer(self.text, verdict, f"{detail}{', far from the bound' if self.is_far else why}")
         if result.low < result.high:
-            shown = self._with_interval(shown, result)
+            detail = self._with_interval(detail, result)
         settling = settling if verdict == "undecided" else None
-        return answer(self.text, verdict, shown, p_adjusted=result.p_adjusted, settling=settling)
+        return answer(self.text, verdict, detail, p_adjusted=result.p_adjusted, settling=settling)
 
-    def _with_interval(self, shown: str, result: TestResult) -> str:
+    def _with_interval(self, detail: str, result: TestResult) -> str:
         around = 0.0 if self.constraint.relative else result.estimate
         low, high = ratio_of(result.low - around), ratio_of(result.high - around)
         if result.rejected or units.is_measurable(low, high):
-            return f"{shown} ({self._words(result.low)} to {self._words(result.high)})"
+            return f"{detail} ({self._words(result.low)} to {self._words(result.high)})"
         if against := self.constraint.against:
             return f"{self.constraint.metric} against the {against} is {units.NOT_MEASURABLE}"
-        return f"{shown}, too noisy to tell"
+        return f"{detail}, too noisy to tell"
 
     def _holds(self, estimate: float) -> bool:
         if math.isclose(estimate, self.test.bound, rel_tol=0.0, abs_tol=1e-12):  # the rounding of logarithms
@@ -93,7 +93,7 @@ def _absolute(text: str, constraint: Constraint, summary: Summary) -> BoundTest 
 
 def gap_answer(text: str, metric: str, summary: Summary) -> ConstraintVerdict | None:
     """The answer where completed seeds lack a value that others have: these would flatter the option."""
-    if blown := summary.blown_up(metric):
+    if blown := summary.overflowing(metric):
         return answer(text, "fails", f"no finite {metric} with {seeds_words(blown)}")
     if unknown := summary.unknown(metric):
         return answer(text, "undecided", f"no {metric} with {seeds_words(unknown)}")
@@ -114,11 +114,11 @@ def untested(text: str, constraint: Constraint, option: Summary, other: Summary 
     answers = {constraint.holds(value, constraint.value * other_value) for value, other_value in pairs}
     is_clear = len(answers) == 1 and (other is None or min(map(min, pairs)) >= 0)
     verdict = ("holds" if True in answers else "fails") if is_clear else "undecided"
-    shown = f"{name} is {METRICS[name].show(option.mean(name))}"
+    detail = f"{name} is {METRICS[name].show(option.mean(name))}"
     if other is not None:
         against = METRICS[name].show(other.mean(name))
-        shown += f", {against} for the {constraint.against}, of which a value is 0 or less"
-    return answer(text, verdict, shown)
+        detail += f", {against} for the {constraint.against}, of which a value is 0 or less"
+    return answer(text, verdict, detail)
 
 
 def answer(text: str, verdict: str, detail: str, **more: Any) -> ConstraintVerdict:
@@ -164,7 +164,7 @@ class Contest:
         known = [value for value in means if value is not None]
         self.round_seconds = math.fsum(known) if known else None
         """Expected time of one more seed for every option; None: no trial completed."""
-        self.flattered = {s.name for s in summaries if s.flattered(self.objective.name)}
+        self.flattered = {s.name for s in summaries if s.lost_seeds(self.objective.name)}
         """Options whose seeds failed for what the objective measures, so that the lucky ones are left."""
         self.is_busy = any(s.counts_busy and s.busy for s in summaries)
         """Whether trials of a busy CPU count."""
@@ -228,7 +228,7 @@ class Contest:
 
         It is rejected where the final loss is shown to be lower than the baseline's, or where speed is shown to be
         higher and the final loss not to be above the baseline's by the threshold, which is what reaching it means
-        (`summary._hold_against`). 0 where the metric (None: the objective) is known for every trial, so that luck
+        (`summary._add_crossings`). 0 where the metric (None: the objective) is known for every trial, so that luck
         is no explanation.
         """
         if not (METRICS[metric] if metric else self.objective).only_if_reached:
@@ -269,7 +269,7 @@ class Contest:
             return answer(text, "not_judged", f"every trial was {summary.unclean_words(metric.name)}")
         if gap := gap_answer(text, metric.name, summary):
             return gap
-        if lost := summary.flattered_words(metric.name):
+        if lost := summary.lost_words(metric.name):
             return answer(text, "undecided", f"{lost}: the other seeds may flatter it")
         if "gpu" in metric.needs and not summary.values[metric.name]:
             return answer(text, "not_judged", f"no trial measured {metric.name}")
@@ -307,7 +307,7 @@ class Contest:
             if isinstance(check, BoundTest):
                 distance = abs(check.test.difference.estimate - check.test.bound)
                 settling = self._settling(check.constraint.metric, check.test.difference, distance, self.tests)
-                flattering = check.constraint.relative and self.baseline.flattered_words(check.constraint.metric)
+                flattering = check.constraint.relative and self.baseline.lost_words(check.constraint.metric)
                 check = check.conclude(self.results.get((option, text)), settling)
                 if flattering and check.verdict == "fails":
                     check = answer(text, "undecided", f"{check.detail}, but of the baseline {flattering}")
@@ -353,7 +353,7 @@ class Contest:
             exceeds=result is not None and max(result.low, -result.high) > matters + family.ROUNDING,
         )  # fmt: skip
 
-    def _settling(self, metric: str, difference: Difference, distance: float, tests: int) -> Settling | None:
+    def _settling(self, metric: str, difference: Difference, distance: float, tests: int) -> ExtraSeeds | None:
         looks = self.suite.looks or [len(self.suite.seeds)]
         following = family.judgement_number([*looks, family.MOST_SEEDS])
         level = family.alpha_of(following) / max(1, tests)
@@ -362,7 +362,7 @@ class Contest:
         is_disturbed = (self.is_busy and "busy" in METRICS[metric].spoiled_by) or metric in self.of_rounds
         if seeds is None or not self.is_complete or is_disturbed or self.outliers(metric):
             return None
-        return Settling(seeds=seeds, seconds=None if self.round_seconds is None else seeds * self.round_seconds)
+        return ExtraSeeds(seeds=seeds, seconds=None if self.round_seconds is None else seeds * self.round_seconds)
 
     def interval(self, option: str, metric: str) -> tuple[float | None, float | None, float | None]:
         """Ratio to the baseline with its ends: simultaneous where the family has a test of it, else by itself."""

@@ -25,8 +25,8 @@ from selectbench.text import leaves, one_line, quoted
 COMPARED = tuple(name for name, metric in METRICS.items() if metric.comparison)
 """Metrics whose changes are shown; all are tested but final_perplexity, which goes with final_loss."""
 _SHOWN_ONLY = frozenset(name for name in COMPARED if METRICS[name].comparison == "shown")
-_PASSING = ("git_", "data.seconds", "memory_total_bytes", "machine_choices")
-"""Of the environment, by beginning: what moves no figure, or is told of the suite."""
+_HARMLESS = ("git_", "data.seconds", "memory_total_bytes", "machine_choices")
+"""Beginnings of the environment's keys that move no figure, or that the suite tells as well."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class ReadRun:
 
     @cached_property
     def summaries(self) -> dict[str, Summary]:
-        """By option."""
+        """The summaries by option."""
         return {summary.name: summary for summary in summarise(self.suite, self.records)[0]}
 
     @property
     def where(self) -> dict[str, Any]:
         """The environment, with the OpenMP libraries that trials met where records tell. Raises UserError."""
-        found = {library for record in self.records if (library := record.versions().get("openmp")) is not None}
-        return {**self.environment, **({"openmp": ", ".join(sorted(found))} if found else {})}
+        openmp = {library for record in self.records if (library := record.versions().get("openmp")) is not None}
+        return {**self.environment, **({"openmp": ", ".join(sorted(openmp))} if openmp else {})}
 
     def busy(self) -> list[str]:
         """A machine that was busy in one of two runs makes the other look better, or worse."""
@@ -58,8 +58,8 @@ class ReadRun:
 
     def other_jobs(self) -> set[str]:
         """Options that did not do the job of this run's own baseline."""
-        found = certify(self.suite, list(self.summaries.values()))
-        return {name for name, certificate in found.items() if certificate.violations}
+        certificates = certify(self.suite, list(self.summaries.values()))
+        return {name for name, certificate in certificates.items() if certificate.violations}
 
 
 class Differing(Shown):
@@ -71,11 +71,11 @@ class Differing(Shown):
     run: str | None
 
 
-def differing_words(found: Sequence[Differing], there: str, here: str) -> str:
+def differing_words(differences: Sequence[Differing], there: str, here: str) -> str:
     """`job.max_steps: 6 there, 8 here; ...`, the first few; `there`: where the reference is, `here`: the run."""
     return "; ".join(
         f"{one_line(d.path)}: {one_line(str(d.reference))} {there}, {one_line(str(d.run))} {here}"
-        for d in found[:4]
+        for d in differences[:4]
     )
 
 
@@ -125,56 +125,56 @@ class Compared(Shown):
 
 def compare(run: ReadRun, reference: ReadRun) -> Compared:
     """Every option that both have, by every metric that both know."""
-    ours, theirs = run.summaries, reference.summaries
-    common = [name for name in theirs if name in ours]
-    differences = {metric: _differences(ours, theirs, metric) for metric in COMPARED}
+    new, old = run.summaries, reference.summaries
+    common = [name for name in old if name in new]
+    differences = {metric: _differences(new, old, metric) for metric in COMPARED}
     tests = {
         (option, metric): HypothesisTest(difference)
-        for metric, found in differences.items() if metric not in _SHOWN_ONLY
-        for option, difference in found.items()
+        for metric, changes_of in differences.items() if metric not in _SHOWN_ONLY
+        for option, difference in changes_of.items()
     }  # fmt: skip
-    alpha = _alpha(run, reference)
+    alpha = _comparison_alpha(run, reference)
     judged = judge_all(tests, alpha)
-    lost = [name for name in common if theirs[name].completed and not ours[name].completed]
-    elsewhere = [d for d in differing(run.where, reference.where) if not d.path.startswith(_PASSING)]
+    lost = [name for name in common if old[name].completed and not new[name].completed]
+    environment = [d for d in differing(run.where, reference.where) if not d.path.startswith(_HARMLESS)]
     return Compared(
         run=run.name, reference=reference.name, suite=differing(run.suite.resolved, reference.suite.resolved),
         # Records did not always tell the OpenMP library: what one run lacks says nothing.
-        environment=[d for d in elsewhere if d.path != "openmp" or None not in (d.reference, d.run)],
+        environment=[d for d in environment if d.path != "openmp" or None not in (d.reference, d.run)],
         lost={
-            n: "screened out" if ours[n].is_screened_out else _kinds(ours[n].failed.values()) or "no outcome"
+            n: "screened out" if new[n].is_screened_out else _kinds(new[n].failed.values()) or "no outcome"
             for n in lost
         },
         changes=[
-            _change(run.suite, ours[option], theirs[option], metric, differences[metric][option],
+            _change(run.suite, new[option], old[option], metric, differences[metric][option],
                     judged.get((option, metric)))
             for option in common for metric in COMPARED if option in differences[metric]
         ],
-        tests=sum(not one.is_exact for one in judged.values()), alpha=alpha,
-        only_in_reference=[n for n in theirs if n not in ours],
-        only_in_run=[n for n in ours if n not in theirs], notes=_notes(run, reference),
+        tests=sum(not r.is_exact for r in judged.values()), alpha=alpha,
+        only_in_reference=[n for n in old if n not in new],
+        only_in_run=[n for n in new if n not in old], notes=_notes(run, reference),
     )  # fmt: skip
 
 
-def _differences(ours: Mapping[str, Summary], theirs: Mapping[str, Summary], metric: str) -> dict[str, Difference]:
-    """By option that both runs have."""
-    both = [{name: run[name].values[metric] for name in theirs if name in ours} for run in (ours, theirs)]
+def _differences(new: Mapping[str, Summary], old: Mapping[str, Summary], metric: str) -> dict[str, Difference]:
+    """The difference of the two runs by option that both have."""
+    both = [{name: run[name].values[metric] for name in old if name in new} for run in (new, old)]
     return changes(*both, is_coarse=METRICS[metric].scored)
 
 
-def _alpha(run: ReadRun, reference: ReadRun) -> float:
-    """Of a comparison; each of the two may have been extended after it was compared before."""
+def _comparison_alpha(run: ReadRun, reference: ReadRun) -> float:
+    """Alpha of a comparison; both runs may have been extended after an earlier comparison."""
     return alpha_of(judgement_number(run.suite.looks) + judgement_number(reference.suite.looks) - 1)
 
 
 def _change(
-    suite: Suite, ours: Summary, theirs: Summary, metric: str, difference: Difference, judged: TestResult | None
+    suite: Suite, new: Summary, old: Summary, metric: str, difference: Difference, judged: TestResult | None
 ) -> Change:
     better, threshold = METRICS[metric].better == "more", suite.threshold(metric)
-    common = ours.common(theirs, metric) if len(ours.common(theirs, metric)) > 1 else None  # as `changes` does
+    common = new.common(old, metric) if len(new.common(old, metric)) > 1 else None  # as `changes` does
     low, high = map(ratio_of, difference.interval())
     return Change(
-        option=ours.name, metric=metric, reference=theirs.mean(metric, common), run=ours.mean(metric, common),
+        option=new.name, metric=metric, reference=old.mean(metric, common), run=new.mean(metric, common),
         ratio=ratio_of(difference.estimate), low=low, high=high, seeds=difference.seeds,
         p_adjusted=judged.p_adjusted if judged else None,
         decision=decide(judged, threshold, more_is_better=better) if judged else "undecided",
@@ -182,19 +182,19 @@ def _change(
 
 
 def _notes(run: ReadRun, reference: ReadRun) -> list[str]:
-    notes = [*_other_settings(run.suite, reference.suite), *run.busy(), *reference.busy()]
+    notes = [*_changed_settings(run.suite, reference.suite), *run.busy(), *reference.busy()]
     notes += [*reference.notes, *run.notes]
-    if other := other_data(run, reference):
-        notes.append(f"the runs did not read the same data: {other}")
+    if data := other_data(run, reference):
+        notes.append(f"the runs did not read the same data: {data}")
     if run.suite.resolved.get("job") != reference.suite.resolved.get("job"):
         notes.append("the jobs differ: the changes are not those of a machine or a version alone")
     if not set(run.suite.seeds) & set(reference.suite.seeds):
         notes.append("no common seeds: initial weights and data order differ, and are part of the spread")
-    for read in (reference, run):
-        broken = [f"{n} ({len(s.failed)} of {len(s.planned)})" for n, s in read.summaries.items() if s.failed]
-        notes += [f"failed trials in {read.name}: {', '.join(broken)}"] if broken else []
-        others = sorted(read.other_jobs())
-        notes += [f"{read.name}: not the baseline's job: {', '.join(others)}"] if others else []
+    for r in (reference, run):
+        broken = [f"{n} ({len(s.failed)} of {len(s.planned)})" for n, s in r.summaries.items() if s.failed]
+        notes += [f"failed trials in {r.name}: {', '.join(broken)}"] if broken else []
+        other_jobs = sorted(r.other_jobs())
+        notes += [f"{r.name}: not the baseline's job: {', '.join(other_jobs)}"] if other_jobs else []
     return notes
 
 
@@ -202,25 +202,23 @@ def _kinds(failures: Iterable[Failed]) -> str:
     return ", ".join(sorted({failure.kind for failure in failures}))
 
 
-def _other_settings(run: Suite, reference: Suite) -> list[str]:
-    """Options of one name that do not mean the same."""
-    ours, theirs = (
-        {o.name: o.choices.model_dump(mode="json") for o in suite.options} for suite in (run, reference)
-    )
-    changed = {name: differing(ours[name], theirs[name]) for name in theirs if name in ours}
+def _changed_settings(run: Suite, reference: Suite) -> list[str]:
+    """A line for each option whose settings differ between the runs."""
+    new, old = ({o.name: o.choices.model_dump(mode="json") for o in suite.options} for suite in (run, reference))
+    changed = {name: differing(new[name], old[name]) for name in old if name in new}
     return [
-        f"{name} has other settings: {'; '.join(f'{d.path} {d.reference} -> {d.run}' for d in found[:4])}"
-        for name, found in changed.items() if found
+        f"{name} has other settings: {'; '.join(f'{d.path} {d.reference} -> {d.run}' for d in differences[:4])}"
+        for name, differences in changed.items() if differences
     ]  # fmt: skip
 
 
 def other_data(run: ReadRun, reference: ReadRun) -> str | None:
     """How the data of an option with the same seed differ, from the certificates; None where they do not."""
     for name in (name for name in reference.summaries if name in run.summaries):
-        ours, theirs = run.summaries[name].completed, reference.summaries[name].completed
-        for seed in sorted(theirs.keys() & ours.keys()):
+        new, old = run.summaries[name].completed, reference.summaries[name].completed
+        for seed in sorted(old.keys() & new.keys()):
             for field in ("evaluation_set_sha256", "token_stream_sha256"):
-                digests = [getattr(own[seed].identity, field, None) for own in (ours, theirs)]
+                digests = [getattr(records[seed].identity, field, None) for records in (new, old)]
                 if None not in digests and digests[0] != digests[1]:
                     return f"{field} of {name} with seed {seed}"
     return None
@@ -228,11 +226,11 @@ def other_data(run: ReadRun, reference: ReadRun) -> str | None:
 
 def differing(run: Mapping[str, Any], reference: Mapping[str, Any]) -> list[Differing]:
     """Keys, as dotted paths, whose values are not the same; in the reference's order."""
-    ours, theirs = ({path: str(leaf) for path, leaf in leaves(whole)} for whole in (run, reference))
+    new, old = ({path: str(leaf) for path, leaf in leaves(tree)} for tree in (run, reference))
     return [
-        Differing(path=path, reference=theirs.get(path), run=ours.get(path))
-        for path in dict.fromkeys([*theirs, *ours])
-        if theirs.get(path, "None") != ours.get(path, "None")  # a key that a version knows not says nothing
+        Differing(path=path, reference=old.get(path), run=new.get(path))
+        for path in dict.fromkeys([*old, *new])
+        if old.get(path, "None") != new.get(path, "None")  # a key that a version knows not says nothing
     ]
 
 
@@ -284,95 +282,95 @@ def hold_gate(run: ReadRun, reference: ReadRun, limits: Sequence[str], *, any_ma
             "the gate has no limit: give `gate: [tokens_per_second >= 0.97x reference]` in the suite, or "
             "--limit 'tokens_per_second >= 0.97x reference'"
         )
-    _refuse_what_does_not_compare(run, reference, any_machine=any_machine)
-    ours, theirs = run.summaries, reference.summaries
-    held = [option for option, summary in theirs.items() if summary.completed]
-    if not held:
+    _refuse_incomparable(run, reference, any_machine=any_machine)
+    new, old = run.summaries, reference.summaries
+    gated = [option for option, summary in old.items() if summary.completed]
+    if not gated:
         raise UserError(f"{reference.name}: the reference completed no trial, so there is nothing to gate by")
-    asked = {
-        (option, text): _asked(text, limit, option, ours, theirs)
-        for option in held for text, limit in parsed.items()
+    answers = {
+        (option, text): _check(text, limit, option, new, old)
+        for option in gated for text, limit in parsed.items()
     }  # fmt: skip
-    strangers = ", ".join(name for name in ours if name not in held)
-    told = [f"not gated, as the reference completed no trial of them: {strangers}"] if strangers else []
-    alpha = _alpha(run, reference)
-    judged = judge_all({key: found.test for key, found in asked.items() if isinstance(found, BoundTest)}, alpha)
-    tests = sum(not one.is_exact for one in judged.values())
-    others, checks = run.other_jobs(), list[Check]()
-    for (option, text), found in asked.items():
-        if isinstance(found, BoundTest):
-            one, (low, high) = judged.get((option, text)), found.test.difference.interval()
+    not_gated = ", ".join(name for name in new if name not in gated)
+    notes = [f"not gated, as the reference completed no trial of them: {not_gated}"] if not_gated else []
+    alpha = _comparison_alpha(run, reference)
+    judged = judge_all({key: check.test for key, check in answers.items() if isinstance(check, BoundTest)}, alpha)
+    tests = sum(not r.is_exact for r in judged.values())
+    other_jobs, checks = run.other_jobs(), list[Check]()
+    for (option, text), check in answers.items():
+        if isinstance(check, BoundTest):
+            r, (low, high) = judged.get((option, text)), check.test.difference.interval()
             # What is shown is the interval of `compare`: the families differ, and so would their intervals.
-            if one is not None and low is not None and high is not None:
-                one = replace(one, low=low, high=high)
-            found = found.conclude(one, None)
-        verdict, detail, p = _VERDICTS.get(found.verdict, "inconclusive"), found.detail, found.p_adjusted
-        if option in others:
+            if r is not None and low is not None and high is not None:
+                r = replace(r, low=low, high=high)
+            check = check.conclude(r, None)
+        verdict, detail, p = _VERDICTS.get(check.verdict, "inconclusive"), check.detail, check.p_adjusted
+        if option in other_jobs:
             verdict, detail, p = "inconclusive", "not the baseline's job", None
         checks.append(Check(option=option, limit=text, verdict=verdict, detail=detail, p_adjusted=p))
-    checks += [failed for option in held if (failed := _failed(option, ours.get(option), theirs[option]))]
+    checks += [failed for option in gated if (failed := _completion_check(option, new.get(option), old[option]))]
     verdicts = {check.verdict for check in checks}
-    whole: Verdict = "pass" if verdicts == {"pass"} else "inconclusive"
+    otherwise: Verdict = "pass" if verdicts == {"pass"} else "inconclusive"
     return Gate(
-        run=run.name, reference=reference.name, verdict="regression" if "regression" in verdicts else whole,
+        run=run.name, reference=reference.name, verdict="regression" if "regression" in verdicts else otherwise,
         checks=checks, tests=tests, alpha=alpha,
-        notes=[*told, *run.busy(), *reference.busy(), *run.notes, *reference.notes],
+        notes=[*notes, *run.busy(), *reference.busy(), *run.notes, *reference.notes],
     )  # fmt: skip
 
 
-def _refuse_what_does_not_compare(run: ReadRun, reference: ReadRun, *, any_machine: bool) -> None:
-    ours, theirs = ({"job": read.suite.resolved.get("job", {})} for read in (run, reference))
-    if jobs := differing(ours, theirs):
-        told = differing_words(jobs[:3], "there", "here")
-        raise UserError(f"not the same job, so there is nothing to gate: {told} (`selectbench compare` shows all)")
-    ours, theirs = ({o.name: o.choices for o in read.suite.options} for read in (run, reference))
-    if changed := [name for name in theirs if name in ours and ours[name] != theirs[name]]:
+def _refuse_incomparable(run: ReadRun, reference: ReadRun, *, any_machine: bool) -> None:
+    new, old = ({"job": r.suite.resolved.get("job", {})} for r in (run, reference))
+    if jobs := differing(new, old):
+        words = differing_words(jobs[:3], "there", "here")
+        raise UserError(f"not the same job, so there is nothing to gate: {words} (`selectbench compare` shows all)")
+    new, old = ({o.name: o.choices for o in r.suite.options} for r in (run, reference))
+    if changed := [name for name in old if name in new and new[name] != old[name]]:
         raise UserError(f"options whose settings differ from the reference's: {', '.join(changed[:5])}")
-    if other := other_data(run, reference):
-        raise UserError(f"not the same data, so there is nothing to gate: {other}")
+    if data := other_data(run, reference):
+        raise UserError(f"not the same data, so there is nothing to gate: {data}")
     # Older records say nothing of the processor's features.
     machines = [
         d for d in differing(run.environment, reference.environment)
         if d.path.startswith(MACHINE) and not (d.path == "cpu_features" and None in (d.reference, d.run))
     ]  # fmt: skip
     if machines and not any_machine:
-        told = differing_words(machines[:3], "there", "here")
-        raise UserError(f"not the same machine: {told}; --any-machine gates them anyway")
+        words = differing_words(machines[:3], "there", "here")
+        raise UserError(f"not the same machine: {words}; --any-machine gates them anyway")
 
 
-def _asked(
+def _check(
     text: str, limit: Constraint, option: str, run: Mapping[str, Summary], reference: Mapping[str, Summary]
 ) -> BoundTest | ConstraintVerdict:
-    ours, theirs, name = run.get(option), reference[option], limit.metric
-    if ours is not None and (gap := gap_answer(text, name, ours)):
-        in_both = theirs.blown_up(name) == ours.blown_up(name) != []
+    new, old, name = run.get(option), reference[option], limit.metric
+    if new is not None and (gap := gap_answer(text, name, new)):
+        in_both = old.overflowing(name) == new.overflowing(name) != []
         return answer(text, "undecided", f"{gap.detail}, in both runs") if in_both else gap
-    if ours is None or not ours.values[name]:
+    if new is None or not new.values[name]:
         return answer(text, "undecided", f"the run has no {name}")
-    lost = ours.without_ratio(name)
+    lost = new.without_ratio(name)
     if limit.value <= 0 or (lost and not limit.relative):
-        return untested(text, limit, ours)
-    if lost or theirs.without_ratio(name):
-        return untested(text, limit, ours, theirs)
+        return untested(text, limit, new)
+    if lost or old.without_ratio(name):
+        return untested(text, limit, new, old)
     if limit.relative:
-        found = _differences(run, reference, name).get(option)
+        estimate = _differences(run, reference, name).get(option)
     else:
-        found = estimate_value(ours.values[name], is_coarse=METRICS[name].scored)
-    if found is None:
+        estimate = estimate_value(new.values[name], is_coarse=METRICS[name].scored)
+    if estimate is None:
         return answer(text, "undecided", f"the reference has no {name}")
-    return BoundTest(text, limit, HypothesisTest(found, math.log(limit.value)))
+    return BoundTest(text, limit, HypothesisTest(estimate, math.log(limit.value)))
 
 
-def _failed(option: str, ours: Summary | None, theirs: Summary) -> Check | None:
-    """An option that fails with seeds that the reference completed."""
+def _completion_check(option: str, new: Summary | None, old: Summary) -> Check | None:
+    """The check of an option that fails with seeds that the reference completed; None: it does not."""
     sure = False
-    if ours is None:
+    if new is None:
         detail = "the run does not have it"
-    elif ours.screening and ours.is_screened_out:
-        detail = f"screened out, so it is not known: {screened_words(ours.screening)}"
+    elif new.screening and new.is_screened_out:
+        detail = f"screened out, so it is not known: {screened_words(new.screening)}"
     else:
-        failed = {s: f for s, f in ours.failed.items() if s in theirs.completed}
-        missing = [seed for seed in theirs.completed if seed not in ours.completed and seed not in ours.failed]
+        failed = {s: f for s, f in new.failed.items() if s in old.completed}
+        missing = [seed for seed in old.completed if seed not in new.completed and seed not in new.failed]
         if not failed and not missing:
             return None
         seeds = f"{'with ' if failed else ''}seed {', '.join(map(str, failed or missing))}"

@@ -27,8 +27,8 @@ GLOO = (
 
 def world_size(summary: Summary) -> int | None:
     """Ranks that took part; None where no trial says so or trials differ."""
-    found = {identity.world_size for identity in _identities(summary)}
-    return found.pop() if len(found) == 1 else None
+    sizes = {identity.world_size for identity in _identities(summary)}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _identities(summary: Summary) -> list[Identity]:
@@ -36,7 +36,7 @@ def _identities(summary: Summary) -> list[Identity]:
 
 
 def rank_notes(summary: Summary) -> list[str]:
-    """What a reader of this row must not conclude from it."""
+    """Notes on what cannot be concluded from this row."""
     choices, notes = summary.option.choices, list[str]()
     if not isinstance(choices, Choices) or not summary.measurements:
         return notes
@@ -87,16 +87,16 @@ def memory_by_rank(summary: Summary) -> MemoryByRank | None:
 
 
 def _known_mean(values: Iterable[float | None]) -> float | None:
-    """The mean; None where one is not known."""
-    every = list(values)
-    known = [value for value in every if value is not None]
-    return mean(known) if len(known) == len(every) else None
+    """The mean; None where a value is not known."""
+    all_values = list(values)
+    known = [value for value in all_values if value is not None]
+    return mean(known) if len(known) == len(all_values) else None
 
 
 def ranks_in_answer(device: str, summaries: Sequence[Summary]) -> str:
-    """What the answer must not be read without, with a space before it; '' where there is nothing."""
-    told = " Over gloo on a CPU: a functional check, which says nothing about GPUs."
-    return told if rank_warnings(device, summaries) else ""
+    """A sentence for the answer, after a space, that ranks shared a CPU; '' where they did not."""
+    sentence = " Over gloo on a CPU: a functional check, which says nothing about GPUs."
+    return sentence if rank_warnings(device, summaries) else ""
 
 
 def share_main_memory(device: str, summaries: Sequence[Summary]) -> bool:
@@ -117,17 +117,17 @@ def scaling(device: str, summary: Summary, baseline: Summary, speed_ratio: float
     No efficiency on a CPU, whose ranks share its cores: half of it would be no loss.
     `speed_ratio`: tokens per second over the baseline's, of the same job (strong scaling, Amdahl 1967).
     """
-    ours, theirs = world_size(summary), world_size(baseline)
-    if ours is None or theirs is None:
+    ranks, baseline_ranks = world_size(summary), world_size(baseline)
+    if ranks is None or baseline_ranks is None:
         return None
-    shares_cores = device == "cpu" and ours != theirs
-    efficiency = None if speed_ratio is None or shares_cores else speed_ratio * theirs / ours
-    return Scaling(world_size=ours, speedup=speed_ratio, efficiency=efficiency)
+    shares_cores = device == "cpu" and ranks != baseline_ranks
+    efficiency = None if speed_ratio is None or shares_cores else speed_ratio * baseline_ranks / ranks
+    return Scaling(world_size=ranks, speedup=speed_ratio, efficiency=efficiency)
 
 
 def _arithmetic(summary: Summary, counting: Sequence[metrics.Observed]) -> Arithmetic:
     """`counting`: the trials that its figures are means over."""
-    unknown = {share: Unknown.by_reason(reasons) for share, reasons in _reasons(summary).items()}
+    unknown = {share: Unknown.by_reason(reasons) for share, reasons in _unknown_reasons(summary).items()}
     return Arithmetic(
         dtype=summary.option.choices.matmul_dtype,
         model_flops_per_token=_known_mean(metrics.flops_per_token(o, "mfu") for o in counting),
@@ -138,19 +138,19 @@ def _arithmetic(summary: Summary, counting: Sequence[metrics.Observed]) -> Arith
     )
 
 
-def _reasons(summary: Summary) -> dict[metrics.UtilizationName, dict[int, str | None]]:
-    """By share and seed that was metered, why it is not known."""
+def _unknown_reasons(summary: Summary) -> dict[metrics.UtilizationName, dict[int, str | None]]:
+    """Why a share is not known, by share and metered seed; None: it is known."""
     metered = {seed: o for seed, o in summary.observed.items() if o.gpus}
     return {
         share: {s: metrics.utilization(o, share).reason for s, o in metered.items()} for share in metrics.SHARES
     }
 
 
-def impossible(summary: Summary) -> list[str]:
+def impossible_shares(summary: Summary) -> list[str]:
     """One line for each cause of a share above 1, which is withheld."""
-    reasons, lines = list(_reasons(summary).values()), []
+    reasons, lines = list(_unknown_reasons(summary).values()), []
     for cause in (metrics.IMPOSSIBLE, metrics.IMPOSSIBLE_RATE):
-        seeds = [str(seed) for seed in summary.planned if any(own.get(seed) == cause for own in reasons)]
+        seeds = [str(seed) for seed in summary.planned if any(by_seed.get(seed) == cause for by_seed in reasons)]
         if seeds:
             lines.append(f"{summary.name}: utilisation {cause}, so it is withheld (seed {', '.join(seeds)})")
     return lines
@@ -158,15 +158,15 @@ def impossible(summary: Summary) -> list[str]:
 
 # What a row says of its GPUs: their state, memory and clocks, and why energy or cost is not known.
 
-_MAY_CAUSE = {"shared": ("oom", "timeout", "crashed"), "throttled": ("timeout",)}
+_POSSIBLE_CAUSES = {"shared": ("oom", "timeout", "crashed"), "throttled": ("timeout",)}
 """Failures that are no finding about the option in these states."""
 
-Trials = list[list[GpuMeters]]
+GpusByTrial = list[list[GpuMeters]]
 """GPUs by trial."""
 
 
 def gpu_row(summary: Summary) -> GpuRow | None:
-    """None where no trial of the option had GPU meters."""
+    """What a row says of its GPUs; None where no trial of the option had GPU meters."""
     states = {seed: state for seed, state in summary.states.items() if state.verdict != "busy"}
     if not states:
         return None
@@ -175,26 +175,26 @@ def gpu_row(summary: Summary) -> GpuRow | None:
     counting = clean or list(metered.values())
     trials = [observed.gpus for observed in counting]
     energies = {seed: metrics.energy(o.meters) for seed, o in metered.items()}
-    methods = [one.method for one in energies.values() if one.method]
-    found = [state.verdict for state in states.values()]
+    methods = [e.method for e in energies.values() if e.method]
+    verdicts = [state.verdict for state in states.values()]
     order: tuple[metrics.Verdict, ...] = ("clean", "throttled", "shared", "unknown")
     return GpuRow(
         names=list(dict.fromkeys(gpu.name for trial in trials for gpu in trial)),
-        states={verdict: found.count(verdict) for verdict in order if verdict in found},
-        by_seed=[TrialState(seed=s, verdict=f.verdict, detail=f.detail) for s, f in states.items()],
+        states={verdict: verdicts.count(verdict) for verdict in order if verdict in verdicts},
+        by_seed=[TrialState(seed=s, verdict=state.verdict, detail=state.detail) for s, state in states.items()],
         energy_method=max(methods, key=metrics.BY_TRUST.index) if methods else None,
-        energy_unknown=Unknown.by_reason({seed: one.reason for seed, one in energies.items()}),
-        memory=_memory(summary), arithmetic=_arithmetic(summary, counting),
-        mean_utilization=mean(_all(trials, "mean_utilization")),
-        mean_sm_clock_hertz=mean(_all(trials, "mean_sm_clock_hertz")),
-        mean_memory_clock_hertz=mean(_all(trials, "mean_memory_clock_hertz")),
-        highest_temperature_celsius=max(_all(trials, "highest_temperature_celsius"), default=None),
-        clock_limit_shares=_limits(trials),
+        energy_unknown=Unknown.by_reason({seed: e.reason for seed, e in energies.items()}),
+        memory=_device_memory(summary), arithmetic=_arithmetic(summary, counting),
+        mean_utilization=mean(_known_figures(trials, "mean_utilization")),
+        mean_sm_clock_hertz=mean(_known_figures(trials, "mean_sm_clock_hertz")),
+        mean_memory_clock_hertz=mean(_known_figures(trials, "mean_memory_clock_hertz")),
+        highest_temperature_celsius=max(_known_figures(trials, "highest_temperature_celsius"), default=None),
+        clock_limit_shares=_clock_limit_shares(trials),
     )  # fmt: skip
 
 
-def _memory(summary: Summary) -> DeviceMemory:
-    """Of the completed trials that were not shared; of all where there is none."""
+def _device_memory(summary: Summary) -> DeviceMemory:
+    """Memory of the completed trials that were not shared; of all where each was shared."""
     name = "peak_device_memory_bytes"
     over_idle = summary.values[name] or summary.spoiled[name]
     trials = [summary.observed[seed].gpus for seed in over_idle]
@@ -202,13 +202,13 @@ def _memory(summary: Summary) -> DeviceMemory:
         peak_bytes=_mean_of_largest(trials, "peak_device_memory_bytes"),
         peak_over_idle_bytes=centre(list(over_idle.values())),
         idle_bytes=_mean_of_largest(trials, "idle_memory_bytes"),
-        total_bytes=min(_all(trials, "memory_total_bytes"), default=None),
+        total_bytes=min(_known_figures(trials, "memory_total_bytes"), default=None),
         driver_reserved_bytes=_mean_of_largest(trials, "driver_reserved_bytes"),
     )
 
 
-def _limits(trials: Trials) -> dict[str, float] | None:
-    """Means over all GPUs; None where any does not tell."""
+def _clock_limit_shares(trials: GpusByTrial) -> dict[str, float] | None:
+    """Means over all GPUs; None where one GPU's are not known."""
     shares = [gpu.clock_limit_shares for trial in trials for gpu in trial]
     known = [share for share in shares if share is not None]
     if not known or len(known) < len(shares):
@@ -217,57 +217,57 @@ def _limits(trials: Trials) -> dict[str, float] | None:
     return {reason: sum(share.get(reason, 0.0) for share in known) / len(known) for reason in reasons}
 
 
-def _all(trials: Trials, figure: str) -> list[float]:
-    """Of every GPU that tells it."""
+def _known_figures(trials: GpusByTrial, figure: str) -> list[float]:
+    """A figure of every GPU that has it."""
     return [value for trial in trials for gpu in trial if (value := getattr(gpu, figure)) is not None]
 
 
-def _mean_of_largest(trials: Trials, figure: str) -> float | None:
-    """Of each trial the GPU with the most, then the mean; None where one does not tell."""
-    if not trials or len(_all(trials, figure)) < sum(map(len, trials)):
+def _mean_of_largest(trials: GpusByTrial, figure: str) -> float | None:
+    """Mean over trials of the figure of the GPU with the most; None where one GPU's is not known."""
+    if not trials or len(_known_figures(trials, figure)) < sum(map(len, trials)):
         return None
-    return mean([max(_all([trial], figure)) for trial in trials])
+    return mean([max(_known_figures([trial], figure)) for trial in trials])
 
 
 def cost_unknown(summary: Summary) -> list[Unknown]:
     """Why a price of the suite can't be applied to some of the option's trials."""
-    return Unknown.by_reason({seed: metrics.unpriced(observed) for seed, observed in summary.observed.items()})
+    return Unknown.by_reason({seed: metrics.why_unpriced(observed) for seed, observed in summary.observed.items()})
 
 
 def failure_note(failed: Failed, state: metrics.State | None) -> str | None:
     """Why a failed trial is no finding about the option; None where no state of its hardware may have caused it."""
-    if state is None or failed.kind not in _MAY_CAUSE.get(state.verdict, ()):
+    if state is None or failed.kind not in _POSSIBLE_CAUSES.get(state.verdict, ()):
         return None
     return f"this says nothing about the option: the GPU was {state.verdict}: {state.detail}"
 
 
 def gpu_warnings(device: str, summaries: Sequence[Summary]) -> list[str]:
-    """What of the GPUs makes figures doubtful."""
+    """A line for each cause for which the GPUs make figures doubtful."""
     lines: list[str] = []
     if device == "cuda":
         meters = [o.meters for summary in summaries for o in summary.observed.values()]
         problems = dict.fromkeys(m.problem for m in meters if m and m.problem and not m.gpus)
-        told = "no GPU meters, so device memory, energy and the GPUs' state are not known"
-        lines += [f"{told}: {problem}" for problem in problems]
+        text = "no GPU meters, so device memory, energy and the GPUs' state are not known"
+        lines += [f"{text}: {problem}" for problem in problems]
     without_cost: dict[str, list[str]] = {}
     for summary in summaries:
-        lines += _unclean(summary)
+        lines += _unclean_line(summary)
         meters_of = {seed: observed.meters for seed, observed in summary.observed.items()}
         if seeds := [str(seed) for seed, meters in meters_of.items() if meters and meters.settled is False]:
-            told = "before the trial the GPU's memory was not back to where it was before the first one"
-            lines.append(f"{summary.name}: {told} (seed {', '.join(seeds)})")
-        lines += impossible(summary)
+            text = "before the trial the GPU's memory was not back to where it was before the first one"
+            lines.append(f"{summary.name}: {text} (seed {', '.join(seeds)})")
+        lines += impossible_shares(summary)
         for unknown in cost_unknown(summary):
             without_cost.setdefault(unknown.reason, []).append(summary.name)
     return lines + [f"cost is not known: {why} ({', '.join(names)})" for why, names in without_cost.items()]
 
 
-def _unclean(summary: Summary) -> list[str]:
+def _unclean_line(summary: Summary) -> list[str]:
     """One line with the findings of every seed that was throttled or shared."""
     ends = {seed: f" ({failure.kind})" for seed, failure in summary.failed.items()}
     unclean = {seed: state for seed, state in summary.states.items() if state.verdict in ("throttled", "shared")}
     seeds = [f"seed {s}{ends.get(s, '')} {state.verdict}: {state.detail}" for s, state in unclean.items()]
-    told = "; left out of speed, energy and cost" if summary.spoiled["tokens_per_second"] else ""
+    end = "; left out of speed, energy and cost" if summary.spoiled["tokens_per_second"] else ""
     if summary.only_spoiled("tokens_per_second"):
-        told = "; as there is no clean trial, its figures of speed, energy and cost are compared with nothing"
-    return [f"{summary.name}: {'; '.join(seeds)}{told}"] if seeds else []
+        end = "; as there is no clean trial, its figures of speed, energy and cost are compared with nothing"
+    return [f"{summary.name}: {'; '.join(seeds)}{end}"] if seeds else []

@@ -362,17 +362,17 @@ def _odd_fields(
 def _check_trials(suite: Suite, ordered: Sequence[Summary], findings: Mapping[str, _Findings]) -> None:
     """Judges each trial by itself, and what must be equal in all trials; `ordered`: the baseline is the first."""
     trials = [(s, seed, record) for s in ordered for seed, record in s.completed.items()]
-    changed = watched.changed_files([record for *_, record in trials])
+    changed = watched.changed_code([record for *_, record in trials])
     steps = {s.name: None if suite.command else suite.job_of(s.option).tokens_per_step for s in ordered}
     for place, (summary, seed, record) in enumerate(trials):
         of_option = findings[summary.name]
-        of_option.not_verified.update(watched.left_unseen(record, is_causal=suite.job.task == "causal_lm"))
+        of_option.not_verified.update(watched.unverified(record, is_causal=suite.job.task == "causal_lm"))
         if (script := record.script) is not None:
             of_option.conventions |= script.conventions
             of_option.not_seen |= script.not_seen
             of_option.not_verified |= script.not_seen.keys()
         violate = partial(of_option.violate, seed=seed, baseline=None, against=suite.baseline)
-        for name, requested, observed in (*watched.not_as_asked(suite, record), *changed.get(place, ())):
+        for name, requested, observed in (*watched.deviations(suite, record), *changed.get(place, ())):
             violate(name, asked=requested, option=observed)
         if contradiction := "; ".join(watched.contradictions(record, steps[summary.name])):
             violate("record", option=contradiction)
@@ -382,7 +382,7 @@ def _check_trials(suite: Suite, ordered: Sequence[Summary], findings: Mapping[st
     for summary, seed, record in trials:
         tokenizer = None if suite.command else summary.option.built.tokenizer
         of_python = software[bytes(record.software)]
-        groups.setdefault(tokenizer, []).append((summary, seed, watched.of_the_text(record)))
+        groups.setdefault(tokenizer, []).append((summary, seed, watched.text_facts(record)))
         groups.setdefault(("python", summary.option.choices.python), []).append((summary, seed, of_python))
     for group in groups.values():
         for name in dict.fromkeys(name for *_, values in group for name in values):
@@ -420,7 +420,7 @@ def _compare_trials(
         statuses |= dict.fromkeys(RUN_WIDE & statuses.keys(), "not_verified")
     if is_own(identity.framework) or is_own(other.framework):
         left = {name for name in LEFT_TO_AN_OWN_LOOP if getattr(identity, name) is not None} - statuses.keys()
-        left -= set(watched.TOKENS) if all(map(watched.saw_its_tokens, records)) else set()
+        left -= set(watched.TOKENS) if all(map(watched.is_token_stream_seen, records)) else set()
         findings.not_verified |= {OWN_LOOP, *left}
     if not statuses:  # as it is with most of thousands of trials
         return

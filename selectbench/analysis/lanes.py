@@ -25,7 +25,7 @@ import numpy as np
 
 from selectbench import units
 from selectbench.analysis.metrics import figure_of
-from selectbench.analysis.result import Beside, Lanes, Nodes, NodeSpeed
+from selectbench.analysis.result import Interference, Lanes, Nodes, NodeSpeed
 from selectbench.analysis.statistics import Floats, Integers, Values, estimate_logs, quantile
 from selectbench.record.record import Completed, Record, has_ended
 from selectbench.record.run_folder import last_attempts
@@ -54,7 +54,7 @@ def neighbour_metrics(suite: Suite) -> list[str]:
     return [name for name, metric in METRICS.items() if "busy" in metric.spoiled_by or name in memory]
 
 
-def interference(suite: Suite, records: Sequence[Record]) -> dict[str, Beside]:
+def interference(suite: Suite, records: Sequence[Record]) -> dict[str, Interference]:
     """The equivalence tests of the pairs of short trials, by metric that all pairs know; {}: too few pairs."""
     last = last_attempts([record for record in records if record.phase == "interference"]).values()
     ran = {record.trial.seed: record for record in last if has_ended(record.outcome)}
@@ -73,13 +73,13 @@ def interference(suite: Suite, records: Sequence[Record]) -> dict[str, Beside]:
     return effects
 
 
-def _equivalence(logs: Sequence[float], threshold: float) -> Beside:
+def _equivalence(logs: Sequence[float], threshold: float) -> Interference:
     mean_log = estimate_logs(logs)
     assert mean_log is not None
     low, high = mean_log.interval(2 * LEVEL)
     assert low is not None
     assert high is not None
-    return Beside(
+    return Interference(
         ratio=math.exp(mean_log.estimate), low=math.exp(low), high=math.exp(high), pairs=len(logs),
         threshold=threshold, equivalent=max(-low, high) <= math.log1p(threshold),
     )  # fmt: skip
@@ -93,10 +93,10 @@ def withheld_metrics(suite: Suite, records: Sequence[Record]) -> dict[str, str]:
     return {m: why for m in neighbour_metrics(suite) if (why := _reason(suite, records, effects, m)) is not None}
 
 
-def _reason(suite: Suite, records: Sequence[Record], effects: Mapping[str, Beside], metric: str) -> str | None:
+def _reason(suite: Suite, records: Sequence[Record], tests: Mapping[str, Interference], metric: str) -> str | None:
     """Why a metric is withheld, None: it is not; one that short trials do not know is judged by their speed."""
-    name = metric if metric in effects else SPEED
-    if (effect := effects.get(name)) is None:
+    name = metric if metric in tests else SPEED
+    if (effect := tests.get(name)) is None:
         if not any(record.phase == "interference" for record in records):
             return "it was not tried whether lanes disturb each other"
         few = f"fewer than {FEWEST_PAIRS} of {INTERFERENCE_PAIRS} pairs of short trials are whole"
@@ -106,7 +106,7 @@ def _reason(suite: Suite, records: Sequence[Record], effects: Mapping[str, Besid
     return None if is_within else f"{interference_words(name, effect)}, not shown to be within {units.share(most)}"
 
 
-def interference_words(metric: str, effect: Beside) -> str:
+def interference_words(metric: str, effect: Interference) -> str:
     """`beside a neighbour the baseline runs at 0.97x (0.95x to 0.99x)`."""
     ratio, ends = units.ratio_and_range(effect.ratio, effect.low, effect.high)
     runs = "the baseline runs at" if metric == SPEED else f"the baseline's {metric} is"
@@ -140,14 +140,14 @@ def part_by_seed(baseline: str, records: Iterable[Record]) -> dict[int, str]:
 
 def doubts(suite: Suite, records: Sequence[Record]) -> Callable[[Record], Mapping[str, str]]:
     """A function of a contest's trial: by metric that counts for no claim, how it was measured."""
-    beside = dict.fromkeys(withheld_metrics(suite, records), BESIDE)
-    elsewhere = dict.fromkeys(neighbour_metrics(suite), ELSEWHERE)
+    by_neighbours = dict.fromkeys(withheld_metrics(suite, records), BESIDE)
+    by_node = dict.fromkeys(neighbour_metrics(suite), ELSEWHERE)
     homes = part_by_seed(suite.baseline, _of_contest(records))
 
     def of_trial(record: Record) -> Mapping[str, str]:
         if record.node is not None and record.node != homes[record.trial.seed]:
-            return elsewhere
-        return beside if record.lane is not None else {}
+            return by_node
+        return by_neighbours if record.lane is not None else {}
 
     return of_trial
 
@@ -384,8 +384,8 @@ def _nodes_off(nodes: Nodes) -> list[tuple[str, NodeSpeed]]:
 def _off_words(nodes: Nodes, name: str, speed: NodeSpeed) -> str:
     least = math.log1p(nodes.threshold)
     sides = {(ratio > 1, abs(math.log(ratio)) > least) for ratio in speed.by_option.values()}
-    every = " in all options" if sides == {(speed.ratio > 1, True)} else ", but not in all options alike"
-    return f"{name} is {_gap_words(speed.ratio)} than the other node{'s' * (len(nodes.speeds) > 2)}{every}."
+    scope = " in all options" if sides == {(speed.ratio > 1, True)} else ", but not in all options alike"
+    return f"{name} is {_gap_words(speed.ratio)} than the other node{'s' * (len(nodes.speeds) > 2)}{scope}."
 
 
 def _gap_words(ratio: float) -> str:

@@ -33,10 +33,10 @@ def finite(formula: Callable[..., float | None], *arguments: object) -> float | 
 def finite_of_each(formula: Callable[[T], float | None], trials: Mapping[int, T]) -> dict[int, float]:
     """`finite` of each trial by its seed, those without a value left out; quick where nothing goes wrong."""
     try:
-        found = {seed: formula(trial) for seed, trial in trials.items()}
+        values = {seed: formula(trial) for seed, trial in trials.items()}
     except (OverflowError, ZeroDivisionError):
-        found = {seed: finite(formula, trial) for seed, trial in trials.items()}
-    return {seed: float(value) for seed, value in found.items() if value is not None and math.isfinite(value)}
+        values = {seed: finite(formula, trial) for seed, trial in trials.items()}
+    return {seed: float(value) for seed, value in values.items() if value is not None and math.isfinite(value)}
 
 
 def tokens_per_second(m: Measurement) -> float | None:
@@ -154,7 +154,7 @@ ENERGY_RULE = (
 
 
 class Energy(NamedTuple):
-    """Of one trial. Either the figures are known or the reason why not."""
+    """The energy of one trial: either its figures are known or the reason why not."""
 
     joules: float | None
     """Sum over the GPUs, each for its metered seconds."""
@@ -170,28 +170,28 @@ def energy(meters: Meters | None) -> Energy:
     """The energy that the trial's GPUs took inside the timed windows."""
     gpus = meters.gpus if meters else []
     reason = None if gpus else (meters and meters.problem) or "the trial's GPUs were not metered"
-    if reason := reason or next(filter(None, map(_energy_unknown, gpus)), None):
+    if reason := reason or next(filter(None, map(_why_energy_unknown, gpus)), None):
         return Energy(None, None, None, reason)
-    best = [(gpu.metered_seconds, *next(iter(_energy_figures(gpu).items()))) for gpu in gpus]
+    best = [(gpu.metered_seconds, *next(iter(_joules_by_method(gpu).items()))) for gpu in gpus]
     power = sum(joules / seconds for seconds, _, joules in best)
     method = max((method for _, method, _ in best), key=BY_TRUST.index)
     return Energy(sum(joules for _, _, joules in best), power, method, None)
 
 
-def _energy_figures(gpu: GpuMeters) -> dict[Method, float]:
-    """The joules that the driver tells of it, the most direct figure first."""
+def _joules_by_method(gpu: GpuMeters) -> dict[Method, float]:
+    """The joules that the driver reports of a GPU, by method, the most direct one first."""
     figures = (gpu.counter_joules, gpu.instant_power_joules, gpu.average_power_joules)
     return {method: value for method, value in zip(BY_TRUST, figures, strict=True) if value is not None}
 
 
-def _energy_unknown(gpu: GpuMeters) -> str | None:
+def _why_energy_unknown(gpu: GpuMeters) -> str | None:
     """Why one GPU's energy is not known, or None where it is."""
     counter, power = gpu.counter_joules, gpu.instant_power_joules
     if gpu.is_mig:
         return "a MIG slice has no meters of its own: the board's are for all its slices"
     if gpu.metered_seconds < SHORTEST_SECONDS:
         return f"metered for {units.seconds(gpu.metered_seconds)}, less than {SHORTEST_SECONDS:g} s"
-    if not _energy_figures(gpu):
+    if not _joules_by_method(gpu):
         return "the driver reports neither energy nor power"
     if counter is not None and power is not None and abs(counter - power) > AGREEMENT * max(counter, power):
         return f"the energy counter says {units.joules(counter)}, integrated power {units.joules(power)}"
@@ -232,22 +232,22 @@ def usd_of_job(o: Observed) -> float | None:
 
 
 def usd_for(o: Observed, *, seconds: float, tokens: float) -> float | None:
-    """Of so many seconds of the trial's GPUs and so many tokens; None where a price can't be applied."""
-    if o.cost is None or unpriced(o):
+    """Cost of so many seconds of the trial's GPUs and so many tokens; None where a price cannot be applied."""
+    if o.cost is None or why_unpriced(o):
         return None
     rent = electricity = 0.0
     if o.cost.usd_per_gpu_hour is not None:
         assert o.world_size is not None  # else unpriced() had a reason
         rent = o.world_size * seconds / 3600 * o.cost.usd_per_gpu_hour
     if o.cost.usd_per_kwh is not None:
-        each = joules_per_token(o)
-        if each is None:
+        joules = joules_per_token(o)
+        if joules is None:
             return None
-        electricity = each * tokens / _JOULES_PER_KWH * o.cost.usd_per_kwh
+        electricity = joules * tokens / _JOULES_PER_KWH * o.cost.usd_per_kwh
     return rent + electricity
 
 
-def unpriced(o: Observed) -> str | None:
+def why_unpriced(o: Observed) -> str | None:
     """Why one of the suite's prices can't be applied to the trial, or None where each can or there is none."""
     if o.cost is None:
         return None
@@ -286,8 +286,8 @@ def hardware_flops_per_token(a: Architecture, recomputed: bool) -> float:
     torch ends a block's second pass once all that the backward pass needs is there. What a fused attention
     kernel or torch.compile computes again of its own accord is left out.
     """
-    again = 2.0 * a.block_matmul_parameters + 4.0 * a.attention_width * a.seq_len
-    return model_flops_per_token(a) + (again if recomputed else 0.0)
+    second_pass = 2.0 * a.block_matmul_parameters + 4.0 * a.attention_width * a.seq_len
+    return model_flops_per_token(a) + (second_pass if recomputed else 0.0)
 
 
 # How much of the GPUs' arithmetic a trial used: of the data sheet's peak, and of a rate measured on them.
@@ -308,31 +308,31 @@ IMPOSSIBLE_RATE = "above 100 %: the measured rate or the formula does not fit th
 
 
 class Utilization(NamedTuple):
-    """Of one trial's GPUs together: the share, or the reason why it is not known."""
+    """Use of one trial's GPUs together: the share, or the reason why it is not known."""
 
     share: float | None
     reason: str | None
 
 
 def flops_per_token(o: Observed, share: UtilizationName) -> float | None:
-    """What a token's training takes; None: the model's work does not follow from its shape."""
+    """Operations of training on one token; None: the model's work does not follow from its shape."""
     shape = o.measurement.architecture
     if shape is None:
         return None
     if share == "hfu":
-        again = isinstance(o.choices, Choices) and o.choices.activation_checkpointing.enabled
-        return hardware_flops_per_token(shape, again)
+        recomputed = isinstance(o.choices, Choices) and o.choices.activation_checkpointing.enabled
+        return hardware_flops_per_token(shape, recomputed)
     return model_flops_per_token(shape)
 
 
 def flops_per_second(o: Observed, share: UtilizationName) -> float | None:
-    """The rate that the share is of, all GPUs together; None: one is not known, or there are none."""
-    rates = [_rate(o, gpu, share) for gpu in o.gpus]
+    """The rate that a share is of, of all GPUs together; None: one is not known, or there are none."""
+    rates = [_gpu_flops_per_second(o, gpu, share) for gpu in o.gpus]
     known = [rate for rate in rates if rate]
     return sum(known) if known and len(known) == len(rates) else None
 
 
-def _rate(o: Observed, gpu: GpuMeters, share: UtilizationName) -> float | None:
+def _gpu_flops_per_second(o: Observed, gpu: GpuMeters, share: UtilizationName) -> float | None:
     dtype = o.choices.matmul_dtype
     if share == "matmul_rate_share":
         return gpu.matmul_flops_per_second.get(dtype)
@@ -342,7 +342,7 @@ def _rate(o: Observed, gpu: GpuMeters, share: UtilizationName) -> float | None:
 def utilization(o: Observed, share: UtilizationName) -> Utilization:
     """tokens_per_second x flops_per_token / flops_per_second of the trial."""
     dtype = o.choices.matmul_dtype
-    gpu = next((gpu for gpu in o.gpus if not _rate(o, gpu, share)), None)
+    gpu = next((gpu for gpu in o.gpus if not _gpu_flops_per_second(o, gpu, share)), None)
     reason = None
     if not isinstance(o.choices, Choices):
         reason = "what a command computes is not counted"
@@ -425,7 +425,7 @@ def state_of(record: Record) -> State | None:
     """The state of a trial's GPUs by its rule, the worst of any; without GPU meters only whether a CPU was busy."""
     meters = record.meters
     if meters is None or not meters.gpus:
-        return _busy(record)
+        return _cpu_state(record)
     findings: list[tuple[Verdict, str]] = []
     for number, gpu in enumerate(meters.gpus):
         which = f"GPU {number}: " if len(meters.gpus) > 1 else ""
@@ -434,8 +434,8 @@ def state_of(record: Record) -> State | None:
     findings.sort(key=lambda finding: ("shared", "throttled", "unknown").index(finding[0]))
     worst = findings[0][0] if findings else "clean"
     # What is not known is worth a word only where nothing worse was seen.
-    told = [words for verdict, words in findings if verdict != "unknown" or worst == "unknown"]
-    return State(worst, "; ".join(dict.fromkeys(told)))
+    details = [words for verdict, words in findings if verdict != "unknown" or worst == "unknown"]
+    return State(worst, "; ".join(dict.fromkeys(details)))
 
 
 def is_unclean(record: Record) -> bool:
@@ -445,50 +445,50 @@ def is_unclean(record: Record) -> bool:
 
 
 def spoils(state: State | None, metric: str, *, counts_busy: bool) -> bool:
-    """Whether a trial in this state tells nothing of the metric; `counts_busy`: that of a busy CPU does."""
+    """Whether a trial in this state says nothing of the metric; `counts_busy`: trials of a busy CPU count."""
     if state is None or (state.verdict == "busy" and counts_busy):
         return False
     return state.verdict in METRICS[metric].spoiled_by
 
 
-def _busy(record: Record) -> State | None:
-    """The state of a trial's cores; None: they were its own, nothing is known, or it failed or trained on GPUs."""
+def _cpu_state(record: Record) -> State | None:
+    """A busy CPU's state; None: the trial had its cores alone, nothing is known, it failed or trained on GPUs."""
     m = record.outcome.measurement if isinstance(record.outcome, Completed) else None
     if m is None or not (worked := m.cpu_seconds) or m.peak_memory_allocated_bytes is not None:
         return None
     others = None if m.cores_seconds is None else (m.cores_seconds - worked) / worked
     if others is not None and others <= WAITED_SHARE:  # what its own threads do to each other is the option's doing
         return None
-    beside = "" if others is None else f", beside {others:.2g} s of others' work on these cores"
+    extra = "" if others is None else f", beside {others:.2g} s of others' work on these cores"
     if m.run_queue_wait_seconds is not None:
         waited = m.run_queue_wait_seconds / worked
-        told = f"threads waited for a core {waited:.2g} s for each second of work{beside}"
-        return State("busy", told) if waited > WAITED_SHARE else None
+        why = f"threads waited for a core {waited:.2g} s for each second of work{extra}"
+        return State("busy", why) if waited > WAITED_SHARE else None
     taken = (m.involuntary_switches or 0) / worked
-    told = f"a core was taken from threads {taken:.0f} times for each second of work{beside}"
-    return State("busy", told) if taken > TAKEN_PER_SECOND else None
+    why = f"a core was taken from threads {taken:.0f} times for each second of work{extra}"
+    return State("busy", why) if taken > TAKEN_PER_SECOND else None
 
 
 def _findings(gpu: GpuMeters) -> list[tuple[Verdict, str]]:
-    """Everything that speaks against one GPU, and what could not be seen of it."""
-    found: list[tuple[Verdict, str]] = []
+    """Everything that speaks against one GPU's figures, and what could not be observed of it."""
+    findings: list[tuple[Verdict, str]] = []
     if gpu.other_processes:
         processes = [f"process {p.pid}" + (f" ({p.name})" if p.name else "") for p in gpu.other_processes]
-        found.append(("shared", f"also used by {', '.join(processes)}"))
+        findings.append(("shared", f"also used by {', '.join(processes)}"))
     if gpu.idle_utilization is not None and gpu.idle_utilization > BUSY_BEFORE:
-        found.append(("shared", f"at work {gpu.idle_utilization:.0%} of the time before the trial"))
+        findings.append(("shared", f"at work {gpu.idle_utilization:.0%} of the time before the trial"))
     for name, words in SLOWDOWNS.items():
         share = (gpu.clock_limit_shares or {}).get(name, 0.0)
         if share > THROTTLED_SHARE:  # in tenths of a per cent: 2.04 % must not read as if it were within the bound
             percent = f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
-            found.append(("throttled", f"{words} in {percent} of the readings"))
+            findings.append(("throttled", f"{words} in {percent} of the readings"))
     hidden = {
         "no readings while it was timed": not gpu.readings,
         "the reasons that hold the clocks down can't be read": gpu.readings > 0 and gpu.clock_limit_shares is None,
         "the list of processes shows not even the trial's own, as in most containers": gpu.other_processes is None,
         gpu.problem or "": bool(gpu.problem),
     }
-    return found + [("unknown", words) for words, missing in hidden.items() if missing]
+    return findings + [("unknown", words) for words, missing in hidden.items() if missing]
 
 
 # The formula of each metric, from what a completed trial observed.
@@ -496,7 +496,7 @@ def _findings(gpu: GpuMeters) -> list[tuple[Verdict, str]]:
 Formula = Callable[[Observed], float | None]
 
 
-def _of(formula: Callable[[Measurement], float | None]) -> Formula:
+def _of_measurement(formula: Callable[[Measurement], float | None]) -> Formula:
     return lambda observed: formula(observed.measurement)
 
 
@@ -518,22 +518,22 @@ _OF_TRIALS = (
 FORMULAS: dict[str, Formula] = {
     **{name: attrgetter(f"measurement.{m.measured_as}") for name, m in METRICS.items() if m.measured_as},
     **{name: _score(name) for name, metric in METRICS.items() if metric.scored},
-    **{formula.__name__: _of(formula) for formula in _OF_MEASUREMENTS},
+    **{formula.__name__: _of_measurement(formula) for formula in _OF_MEASUREMENTS},
     **{formula.__name__: formula for formula in _OF_TRIALS},
     **{share: _share(share) for share in SHARES},
-    "peak_memory_reserved_bytes": _of(lambda m: with_managed_state(m.peak_memory_reserved_bytes, m)),
+    "peak_memory_reserved_bytes": _of_measurement(lambda m: with_managed_state(m.peak_memory_reserved_bytes, m)),
     SECONDS_TO_LOSS: lambda _: None,  # no trial tells it alone: `summary` does, once the baseline's are known
 }
 """By metric; a metric of `METRICS` without `measured_as` has its own here."""
 
 
 def formula_of(metric: str) -> Formula:
-    """Of a trial's value; one of own code is found among the scores."""
+    """The formula of a metric; own code's metrics are among the scores."""
     return FORMULAS.get(metric) or _score(metric)
 
 
 def figure_of(record: Record, suite: Suite, metric: str) -> float | None:
-    """None: the trial failed or does not tell it, or the state of GPUs spoils it; a busy CPU does not."""
+    """A trial's figure; None: it failed or has none, or the state of its GPUs spoils it; a busy CPU does not."""
     if not isinstance(record.outcome, Completed) or spoils(state_of(record), metric, counts_busy=True):
         return None
     return finite(formula_of(metric), observe(record, suite))
@@ -541,5 +541,5 @@ def figure_of(record: Record, suite: Suite, metric: str) -> float | None:
 
 def derive(observed: Observed) -> dict[str, float | None]:
     """Every metric of a completed trial, by name."""
-    own = [name for name in observed.measurement.scores if name not in METRICS]
-    return {name: finite(formula_of(name), observed) for name in (*METRICS, *own)}
+    own_metrics = [name for name in observed.measurement.scores if name not in METRICS]
+    return {name: finite(formula_of(name), observed) for name in (*METRICS, *own_metrics)}

@@ -14,7 +14,7 @@ from selectbench.analysis.identity import certify
 from selectbench.analysis.lanes import describe_lanes, describe_nodes, lane_count, lanes_in_answer, nodes_in_answer
 from selectbench.analysis.metrics import MemoryKind, is_unclean, state_of
 from selectbench.analysis.recommendation import Figure, counts, figure, to_loss, verdicts, with_pareto, with_ratio
-from selectbench.analysis.result import Certificate, Failure, MetricValue, Ranking, Row, Settling, Violation
+from selectbench.analysis.result import Certificate, ExtraSeeds, Failure, MetricValue, Ranking, Row, Violation
 from selectbench.analysis.scores import score_differences
 from selectbench.analysis.screening import unscreened
 from selectbench.analysis.scripts import pause_notes, repeats_in_answer, script_warnings
@@ -39,12 +39,12 @@ from selectbench.suite.suite import Suite, besides_the_rate
 from selectbench.text import listed
 
 MOST_TO_LIST = 30
-"""More seeds are no list to read or to type."""
+"""Most seeds that the command to extend a run lists."""
 
 
 def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) -> Ranking:
     """`warnings` go before those found here. Raises ValueError for a constraint that cannot be read."""
-    summaries, strays = summarise(suite, records)
+    summaries, left_out = summarise(suite, records)
     certificates = certify(suite, summaries)
     comparable = {name: certificate.comparable is True for name, certificate in certificates.items()}
     contest = Contest(suite, summaries, comparable)
@@ -60,11 +60,11 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
         *ratio_warnings(suite, summaries), *hardware.rank_warnings(suite.device, summaries),
         *control_warnings(contest),
     ]  # fmt: skip
-    known = {
+    values = {
         name: {s.name: {**s.values.get(name, {}), **s.spoiled.get(name, {})} for s in summaries if s.completed}
         for name in contest.baseline.values
     }
-    lanes, nodes = describe_lanes(suite, records, known), describe_nodes(suite, records, known)
+    lanes, nodes = describe_lanes(suite, records, values), describe_nodes(suite, records, values)
     return Ranking(
         suite=suite.name, baseline=suite.baseline, question=suite.question,
         answer=f"{_Answer(contest, rows, records).text()}"
@@ -75,7 +75,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
         memory_kind=_memory_kind(suite, summaries), rows=rows, family=contest.declared(),
         verdicts=verdicts(contest, rows), factors=factor_view(suite, contest.summaries, rows),
         score_differences=score_differences(contest.baseline, rows, contest.summaries),
-        warnings=[*warnings, *strays, *doubts], lanes=lanes, nodes=nodes,
+        warnings=[*warnings, *left_out, *doubts], lanes=lanes, nodes=nodes,
     )  # fmt: skip
 
 
@@ -87,19 +87,19 @@ def _memory_kind(suite: Suite, summaries: Sequence[Summary]) -> MemoryKind | Non
 
 
 def _rows(contest: Contest, certificates: Mapping[str, Certificate]) -> list[Row]:
-    """In the order of the ranking."""
+    """The rows in the order of the ranking."""
     suite, summaries = contest.suite, contest.summaries
     rows = [_row(contest, summary, certificates[summary.name]) for summary in summaries.values()]
     if hardware.is_about_scaling(list(summaries.values())):
         ratios = {row.option: row.metrics["tokens_per_second"].ratio_to_baseline for row in rows}
-        grown = {n: hardware.scaling(suite.device, s, contest.baseline, ratios[n]) for n, s in summaries.items()}
-        rows = [row.model_copy(update={"scaling": grown[row.option]}) for row in rows]
-    ranks = Ranks(contest, [row.option for row in rows if _placeable(suite, row)])
+        scalings = {n: hardware.scaling(suite.device, s, contest.baseline, ratios[n]) for n, s in summaries.items()}
+        rows = [row.model_copy(update={"scaling": scalings[row.option]}) for row in rows]
+    ranks = Ranks(contest, [row.option for row in rows if _can_be_ranked(suite, row)])
     places = {n: {"rank": ranks.rank(n), "tied_with": ranks.ties(n)} for n in ranks.ranked}
-    rows = _in_order(suite, [row.model_copy(update=places.get(row.option, {})) for row in rows])
+    rows = _sorted_rows(suite, [row.model_copy(update=places.get(row.option, {})) for row in rows])
     best = rows[0].option
-    against = {n: {"against_best": ranks.comparison(n, best)} for n in ranks.ranked if n != best}
-    rows = [row.model_copy(update=against.get(row.option, {})) for row in rows]
+    comparisons = {n: {"against_best": ranks.comparison(n, best)} for n in ranks.ranked if n != best}
+    rows = [row.model_copy(update=comparisons.get(row.option, {})) for row in rows]
     return with_pareto(contest, rows)
 
 
@@ -151,27 +151,27 @@ def _metric(name: str, summary: Summary, contest: Contest | None) -> MetricValue
     )  # fmt: skip
 
 
-def _placeable(suite: Suite, row: Row) -> bool:
-    """Whether a row can have a rank: eligible, and its figure counts."""
+def _can_be_ranked(suite: Suite, row: Row) -> bool:
+    """Whether a row can have a rank: it is eligible, and its figure counts."""
     return row.eligible and counts(row, suite.decide.objective)
 
 
-def _in_order(suite: Suite, rows: list[Row]) -> list[Row]:
-    """By rank, then by the objective; then what could not be ranked, by how far it came."""
+def _sorted_rows(suite: Suite, rows: list[Row]) -> list[Row]:
+    """Rows by rank, then by the objective; those that could not be ranked last, in the order of `_sort_group`."""
     sign = -1 if METRICS[suite.decide.objective].better == "more" else 1
 
     def place(row: Row) -> tuple[int, int, float]:
         value = row.metrics[suite.decide.objective].value
-        return _group(suite, row), row.rank or 0, 0.0 if value is None else sign * value
+        return _sort_group(suite, row), row.rank or 0, 0.0 if value is None else sign * value
 
     return sorted(rows, key=place)
 
 
-def _group(suite: Suite, row: Row) -> int:
+def _sort_group(suite: Suite, row: Row) -> int:
     if row.rank is not None:
         return 0
     if row.eligible:
-        return 1 if _placeable(suite, row) else 2
+        return 1 if _can_be_ranked(suite, row) else 2
     if row.control:
         return 8
     if row.n == 0:
@@ -194,42 +194,42 @@ class _Answer:
         self.contest, self.rows, self.records = contest, rows, records
         self.suite, self.summaries = contest.suite, contest.summaries
         self.metric = contest.objective
-        self.placed = [row for row in rows if row.rank is not None]
-        self.best = self.placed[0].metrics[self.metric.name].value if self.placed else None
+        self.ranked = [row for row in rows if row.rank is not None]
+        self.best = self.ranked[0].metrics[self.metric.name].value if self.ranked else None
         self.proposed: list[int] = []
-        """Numbers of seeds that sentences propose."""
+        """How many more seeds sentences propose."""
 
     def text(self) -> str:
         """The paragraph."""
         done, planned = outcomes(self.summaries.values())
-        own = [row.option for row in self.rows if PROCESS in row.identity.not_verified]
+        unseen = [row.option for row in self.rows if PROCESS in row.identity.not_verified]
         sentences = [
             "" if self.contest.is_complete else f"Incomplete, {done} of {planned} trials have an outcome; so far:",
-            self._verdict(), self._beating_the_baseline(), self._open(), self._disturbed(),
-            *self._about_the_baseline(), self._quality(), self._certainty(), self._left_out(),
-            f"Not verified for {listed(own)}: what own code does beyond what was counted." if own else "",
+            self._verdict(), self._wins_over_baseline(), self._open_candidates(), self._speed_doubts(),
+            *self._baseline_problems(), self._quality_note(), self._certainty(), self._unranked(),
+            f"Not verified for {listed(unseen)}: what own code does beyond what was counted." if unseen else "",
             self._how_to_extend(max(self.proposed, default=0)) if self.contest.is_complete else "",
         ]  # fmt: skip
         return " ".join(sentence for sentence in sentences if sentence)
 
-    def _disturbed(self) -> str:
-        """Doubts about speed that a reader must not miss."""
+    def _speed_doubts(self) -> str:
+        """Doubts about speed that a reader must know."""
         summaries, name = list(self.summaries.values()), self.metric.name
         if self.contest.is_busy and "busy" in self.metric.spoiled_by:
             busy = sum(len(summary.busy) for summary in summaries)
-            of = sum(len({*summary.completed, *summary.busy}) for summary in summaries)
-            told = f"The machine was busy with something else in {busy} of {of} trials"
-            return f"{told}: run these again on a quiet one (see the warnings)."
-        told = ""
-        if out := self.contest.outliers(name):
-            trials = listed([f"{option}, seed {seed}" for option, seed in list(out)[:4]])
-            stand = "stand out and widen" if len(out) > 1 else "stands out and widens"
-            told = f"{trials} {stand} the intervals (see the warnings). "
+            total = sum(len({*summary.completed, *summary.busy}) for summary in summaries)
+            text = f"The machine was busy with something else in {busy} of {total} trials"
+            return f"{text}: run these again on a quiet one (see the warnings)."
+        text = ""
+        if outliers := self.contest.outliers(name):
+            trials = listed([f"{option}, seed {seed}" for option, seed in list(outliers)[:4]])
+            verb = "stand out and widen" if len(outliers) > 1 else "stands out and widens"
+            text = f"{trials} {verb} the intervals (see the warnings). "
         names = [s.name for s in summaries if any(stalled(s.measurements[seed]) for seed in s.values[name])]
         if not names or name not in ("tokens_per_second", "step_time_median_seconds", SECONDS_TO_LOSS):
-            return told.rstrip()
+            return text.rstrip()
         return (
-            f"{told}The timing of {listed(names)} was disturbed (see the warnings): run again on an idle machine."
+            f"{text}The timing of {listed(names)} was disturbed (see the warnings): run again on an idle machine."
         )
 
     def _how_to_extend(self, seeds: int) -> str:
@@ -238,10 +238,10 @@ class _Answer:
             return ""
         if self.suite.quick:
             return "A run without --quick has more seeds."
-        place = f" --lanes {lanes}" if (lanes := lane_count(self.records)) > 1 else ""
-        place = " --site site.yaml" if any(record.node for record in self.records) else place
-        more = f"--extend . --seeds {','.join(map(str, self.suite.unused_seeds(seeds)))}{place}"
-        return f"To add seeds: selectbench run suite.yaml {more} (in the run's folder)."
+        flags = f" --lanes {lanes}" if (lanes := lane_count(self.records)) > 1 else ""
+        flags = " --site site.yaml" if any(record.node for record in self.records) else flags
+        options = f"--extend . --seeds {','.join(map(str, self.suite.unused_seeds(seeds)))}{flags}"
+        return f"To add seeds: selectbench run suite.yaml {options} (in the run's folder)."
 
     def _with_ratio(self, row: Row) -> Figure:
         return with_ratio(self.suite, self.metric, row)
@@ -252,9 +252,9 @@ class _Answer:
         return "" if self.metric.after_figure else f" by {self.metric.title}"
 
     def _verdict(self) -> str:
-        if not self.placed:
+        if not self.ranked:
             return self._without_ranks()
-        best, *others = self.placed
+        best, *others = self.ranked
         if len(self.suite.options) == 1:
             alone = "there is no other option to compare it with"
             return f"{best.option}{self._by}: {figure(self.metric, best)}; {alone}."
@@ -269,67 +269,67 @@ class _Answer:
             f"next {others[0].option}: {self._with_ratio(others[0])}."
         )
 
-    def _beating_the_baseline(self) -> str:
-        """Which rows that may be first are shown to be better than it, and of which it is shown by how much."""
-        leader = self.placed[0] if self.placed else None
-        first = [row for row in self.placed if leader and row.option in (leader.option, *leader.tied_with)]
-        beat = {
+    def _wins_over_baseline(self) -> str:
+        """Which rows that may be first are shown to be better than the baseline, and which by how much."""
+        leader = self.ranked[0] if self.ranked else None
+        first = [row for row in self.ranked if leader and row.option in (leader.option, *leader.tied_with)]
+        exceeds = {
             row.option: against.exceeds
             for row in first if (against := row.against_baseline) and against.decision == "better"
         }  # fmt: skip
-        if not beat:
+        if not exceeds:
             return ""
         matters = units.share(self.contest.threshold)
-        open_ones = [row.option for row in first if row.option not in (*beat, self.suite.baseline)]
-        others = [name for name in beat if not beat[name]]
-        told = {
-            f"shown to be better than the baseline by more than {matters}": [n for n in beat if beat[n]],
-            f"shown to be better than the baseline, though not by more than {matters}": others,
-            "not shown to be better than the baseline": open_ones,
+        undecided = [row.option for row in first if row.option not in (*exceeds, self.suite.baseline)]
+        not_beyond = [name for name in exceeds if not exceeds[name]]
+        groups = {
+            f"shown to be better than the baseline by more than {matters}": [n for n in exceeds if exceeds[n]],
+            f"shown to be better than the baseline, though not by more than {matters}": not_beyond,
+            "not shown to be better than the baseline": undecided,
         }
-        told = {words: names for words, names in told.items() if names}
-        parts = [f"{listed(names)} {'is' if len(names) == 1 else 'are'} {words}" for words, names in told.items()]
+        groups = {words: names for words, names in groups.items() if names}
+        parts = [f"{listed(names)} {'is' if len(names) == 1 else 'are'} {words}" for words, names in groups.items()]
         return f"{'; '.join(parts)}."
 
     def _without_ranks(self) -> str:
-        """Where there is no measure of spread, or nothing that could be ranked."""
+        """The sentence where there is no measure of spread, or nothing that could be ranked."""
         name = self.metric.name
-        shown = [row for row in self.rows if row.n and counts(row, name) and not row.identity.violations]
-        shown = [row for row in shown if not row.constraint_failures and not row.control]
-        if not shown:
+        measured = [row for row in self.rows if row.n and counts(row, name) and not row.identity.violations]
+        measured = [row for row in measured if not row.constraint_failures and not row.control]
+        if not measured:
             clean = "clean " if any(summary.only_spoiled(name) for summary in self.summaries.values()) else ""
             return f"No answer: no option completed with a {clean}{name} and held the constraints."
         sign = -1 if self.metric.better == "more" else 1
-        first, *others = sorted(shown, key=lambda row: sign * (row.metrics[name].value or 0.0))
+        first, *others = sorted(measured, key=lambda row: sign * (row.metrics[name].value or 0.0))
         if not others:
             return (
                 f"{first.option} is the only option with a figure that fails no constraint{self._by}: "
                 f"{self._with_ratio(first)}."
             )
         return (
-            f"No verdict: {self._no_order(shown)}. By the measured figures alone {first.option} comes first"
+            f"No verdict: {self._no_order(measured)}. By the measured figures alone {first.option} comes first"
             f"{self._by}: {self._with_ratio(first)}; next {others[0].option}: {self._with_ratio(others[0])}."
         )
 
-    def _no_order(self, shown: Sequence[Row]) -> str:
+    def _no_order(self, measured: Sequence[Row]) -> str:
         """Why no row has a rank though some have figures."""
-        one_seed = max(row.n for row in shown) == 1
+        one_seed = max(row.n for row in measured) == 1
         self.proposed += [FEWEST_TO_PROPOSE - 1] if one_seed else []
-        undecided = [c for row in shown if not row.eligible for c in row.constraints if c.verdict == "undecided"]
-        if undecided and sum(row.eligible for row in shown) < 2:
-            way_out = ", as one seed shows no spread" if one_seed else ""
+        undecided = [c for row in measured if not row.eligible for c in row.constraints if c.verdict == "undecided"]
+        if undecided and sum(row.eligible for row in measured) < 2:
+            why = ", as one seed shows no spread" if one_seed else ""
             names = list(dict.fromkeys(c.constraint for c in undecided))
-            return f"it is open whether the options hold {listed(names)}{way_out}"
+            return f"it is open whether the options hold {listed(names)}{why}"
         if one_seed:
             return "one seed shows no spread, so the order may be chance"
-        if nothing := [row.option for row in shown if not row.metrics[self.metric.name].value]:
-            return f"{self.metric.title} is 0 for {listed(nothing)}, and of nothing no ratio can be taken"
+        if zero := [row.option for row in measured if not row.metrics[self.metric.name].value]:
+            return f"{self.metric.title} is 0 for {listed(zero)}, and of nothing no ratio can be taken"
         return (
             "no two options share two seeds that both completed, so there is no spread to judge their difference by"
         )
 
     def _tie(self, best: Row, tied: Sequence[Row]) -> str:
-        """Rows that share the first rank: because they do not differ, or because that is open."""
+        """The sentence on rows that share the first rank: they do not differ, or that is open."""
         names = listed([best.option, *(row.option for row in tied)])
         figures = "; ".join(f"{row.option} {self._with_ratio(row)}" for row in (best, *tied))
         pairs = [row.against_best for row in tied if row.against_best]
@@ -337,69 +337,69 @@ class _Answer:
         if len(pairs) == len(tied) and all(pair.decision == "no_difference" for pair in pairs):
             return f"No difference that matters between {names}: less than {matters}: {figures}."
         more = ""
-        if known := [pair.settling for pair in pairs if pair.settling]:
-            least = min(known, key=lambda settling: settling.seeds)
+        if proposals := [pair.settling for pair in pairs if pair.settling]:
+            least = min(proposals, key=lambda settling: settling.seeds)
             self.proposed.append(least.seeds)
             what = "it" if len(pairs) == 1 else "one of these pairs"
-            more = f" If the difference is as measured, {_seeds_more(least)} would probably settle {what}."
+            more = f" If the difference is as measured, {_more_seeds(least)} would probably settle {what}."
         apart = [row.option for row in tied if row.against_best is None]
-        alone = (
+        no_pair = (
             f" {listed(apart)} shared no seed with {best.option}, so the two can't be compared." if apart else ""
         )
-        return f"Too close to call{self._by} between {names}: {figures}.{more}{alone}"
+        return f"Too close to call{self._by} between {names}: {figures}.{more}{no_pair}"
 
-    def _open(self) -> str:
-        """Rows that might come first, if it were known whether they hold a constraint."""
+    def _open_candidates(self) -> str:
+        """Rows that might come first if they were known to hold their constraints."""
         lines = []
-        for row in self.rows if self.placed else ():  # else that the constraints are open is said already
+        for row in self.rows if self.ranked else ():  # else that the constraints are open is said already
             undecided = [c for c in row.constraints if c.verdict == "undecided"]
             if not undecided or row.constraint_failures or row.control or not self._beats(row):
                 continue
-            needed = [c.settling for c in undecided if c.settling]
+            proposals = [c.settling for c in undecided if c.settling]
             more = ""
-            if len(needed) == len(undecided):
-                most = max(needed, key=lambda s: s.seeds)
+            if len(proposals) == len(undecided):
+                most = max(proposals, key=lambda s: s.seeds)
                 self.proposed.append(most.seeds)
-                more = f"; {_seeds_more(most)} would probably settle it"
+                more = f"; {_more_seeds(most)} would probably settle it"
             details = listed([f"{c.constraint} ({c.detail})" for c in undecided])
-            shown = f"{row.option} ({figure(self.metric, row)})"
-            lines.append(f"{shown} may be better, but it is open whether it holds {details}{more}.")
+            candidate = f"{row.option} ({figure(self.metric, row)})"
+            lines.append(f"{candidate} may be better, but it is open whether it holds {details}{more}.")
         return " ".join(lines)
 
-    def _about_the_baseline(self) -> list[str]:
-        """Why nothing is compared with it, or nothing that the GPUs' state spoils has a ratio."""
-        name, told = self.suite.baseline, list[str]()
-        baseline, of_all = self.summaries[name], {row.option: row.identity.violations for row in self.rows}
+    def _baseline_problems(self) -> list[str]:
+        """Why nothing is compared with the baseline, or nothing that its GPUs' state spoils has a ratio."""
+        name, sentences = self.suite.baseline, list[str]()
+        baseline, by_option = self.summaries[name], {row.option: row.identity.violations for row in self.rows}
         if not baseline.completed:
             kinds = sorted({failure.kind for failure in baseline.failed.values()})
             why = f" ({listed(kinds)})" if kinds else " (it has not run yet)"
-            told.append(f"No comparison: the baseline {name} did not complete{why}.")
+            sentences.append(f"No comparison: the baseline {name} did not complete{why}.")
         elif not any(record.identity for record in baseline.completed.values()):
-            told.append(f"No comparison: of the baseline {name}, {_NO_CERTIFICATE}.")
-        elif violations := of_all[name]:
-            others = {v.field for option, found in of_all.items() if option != name for v in found}
+            sentences.append(f"No comparison: of the baseline {name}, {_NO_CERTIFICATE}.")
+        elif violations := by_option[name]:
+            others = {v.field for option, vs in by_option.items() if option != name for v in vs}
             is_odd = any(v.baseline is not None and v.asked is None and v.field not in others for v in violations)
             opening = "is the odd one: it differs from all others in" if is_odd else "did not do the job:"
-            told.append(f"No comparison: the baseline {name} {opening} {_fields(violations)}.")
-        elif lost := baseline.flattered_words(self.metric.name):
-            told.append(f"The baseline {name} {lost}: nothing is called worse than its other seeds.")
+            sentences.append(f"No comparison: the baseline {name} {opening} {_field_names(violations)}.")
+        elif lost := baseline.lost_words(self.metric.name):
+            sentences.append(f"The baseline {name} {lost}: nothing is called worse than its other seeds.")
         if baseline.only_spoiled("tokens_per_second"):
-            told.append(
+            sentences.append(
                 f"No ratios of speed, energy or cost: every trial of the baseline {name} was "
                 f"{baseline.unclean_words('tokens_per_second')}, so there is nothing to compare with."
             )
-        return told
+        return sentences
 
-    def _quality(self) -> str:
+    def _quality_note(self) -> str:
         if self.suite.quick or not self.suite.job.evaluates:
             return "Speed and memory only: quality was not measured."
         unjudged = [c for row in self.rows if row.eligible for c in row.constraints if c.verdict == "not_judged"]
-        told = [f"Whether the rows hold {one.constraint} is not known: {one.detail}." for one in unjudged[:1]]
-        return "".join(told)
+        sentences = [f"Whether the rows hold {c.constraint} is not known: {c.detail}." for c in unjudged[:1]]
+        return "".join(sentences)
 
     def _certainty(self) -> str:
-        """What the claims rest on."""
-        numbers = [row.metrics[self.metric.name].n for row in self.placed or self.rows if row.n]
+        """What the claims rest on: seeds, tests and the level of intervals."""
+        numbers = [row.metrics[self.metric.name].n for row in self.ranked or self.rows if row.n]
         if not numbers:
             return ""
         fewest, most = min(numbers), max(numbers)
@@ -410,22 +410,22 @@ class _Answer:
             seeds += f", judgement {look} of this run"
         level, tests = units.confidence(self.contest.alpha), self.contest.tests
         seeds += "; with so few seeds only large differences show" if most == 2 else ""
-        several = f"{level} intervals and claims that hold together for all {tests} tests"
-        told = f"; one test, with its {level} interval" if tests == 1 else f"; {several}" if tests else ""
-        return f"({seeds}{told}.)"
+        joint = f"{level} intervals and claims that hold together for all {tests} tests"
+        basis = f"; one test, with its {level} interval" if tests == 1 else f"; {joint}" if tests else ""
+        return f"({seeds}{basis}.)"
 
     def _beats(self, row: Row) -> bool:
         value = row.metrics[self.metric.name].value
         is_better = value is not None and (self.best is None or self.metric.is_better(value, self.best))
         return is_better and counts(row, self.metric.name)
 
-    def _left_out(self) -> str:
-        """Rows without a rank, each with a word on why; and those of which some seeds failed."""
+    def _unranked(self) -> str:
+        """Rows without a rank, each with a short reason; and those of which some seeds failed."""
         why = {row.option: self._reason(row) for row in self.rows if row.rank is None and not row.control}
-        told = [f"{name} ({reason})" for name, reason in why.items() if reason]
-        parts = [f"Not ranked: {', '.join(told)}"] if told else []
+        unranked = [f"{name} ({reason})" for name, reason in why.items() if reason]
+        parts = [f"Not ranked: {', '.join(unranked)}"] if unranked else []
         failed = [
-            f"{row.option} ({len(row.failures)} of {row.planned}, {_kinds(row)})"
+            f"{row.option} ({len(row.failures)} of {row.planned}, {_failure_kinds(row)})"
             for row in self.rows if row.failures and row.n
         ]  # fmt: skip
         parts += [f"{'s' if parts else 'S'}ome seeds failed: {', '.join(failed)}"] if failed else []
@@ -438,61 +438,61 @@ class _Answer:
         reasons = {
             "did another job": bool(row.identity.violations),
             "screened out": summary.is_screened_out,
-            _kinds(row) or "not run yet": row.n == 0,
+            _failure_kinds(row) or "not run yet": row.n == 0,
             "job not verified": row.identity.comparable is None,
             summary.unclean_words(self.metric.name): summary.only_spoiled(self.metric.name),
             "loss not reached": not_reached,
             "fails a constraint": "fails" in verdicts,
             "figures missing": bool(row.constraint_failures),
-            "constraint undecided": "undecided" in verdicts and bool(self.placed) and not self._beats(row),
-            "too few seeds": row.eligible and bool(self.placed),
+            "constraint undecided": "undecided" in verdicts and bool(self.ranked) and not self._beats(row),
+            "too few seeds": row.eligible and bool(self.ranked),
         }
-        return next((words for words, is_so in reasons.items() if is_so), "")
+        return next((words for words, applies in reasons.items() if applies), "")
 
 
-def _kinds(row: Row) -> str:
-    """Of its failures, and whether the state of the hardware may have caused all of them."""
+def _failure_kinds(row: Row) -> str:
+    """The kinds of a row's failures, and whether the hardware's state may have caused all of them."""
     may_be_machine = bool(row.failures) and all(failure.note for failure in row.failures)
     kinds = listed(sorted({failure.kind for failure in row.failures}))
     return f"{kinds}, perhaps the machine's fault" if may_be_machine else kinds
 
 
-def _seeds_more(settling: Settling) -> str:
+def _more_seeds(settling: ExtraSeeds) -> str:
     time = "" if settling.seconds is None else f", about {units.duration(settling.seconds)},"
     return f"{settling.seeds} more seed{'s' if settling.seeds > 1 else ''}{time}"
 
 
-def _fields(violations: Sequence[Violation]) -> str:
+def _field_names(violations: Sequence[Violation]) -> str:
     return listed(["a record that contradicts itself" if v.field == "record" else v.field for v in violations])
 
 
 def disturbances(records: Sequence[Record], contest: Contest) -> list[str]:
     """What the machine did to single trials: which were busy, stand out or were run again, with which figures."""
     summaries, metric = list(contest.summaries.values()), contest.objective.name
-    lines = [*busy_warnings(summaries), *_out_of_line(contest)]
-    if not (first := _run_again(records)):
+    lines = [*busy_warnings(summaries), *_outlier_lines(contest)]
+    if not (first := _first_attempts(records)):
         return lines
-    as_first, _ = summarise(contest.suite, list(first.values()), is_all_clean=True)
-    before = Contest(contest.suite, as_first, contest.comparable)
-    for summary, other in zip(summaries, as_first, strict=True):
-        own = [record for record in first.values() if record.trial.option == summary.name]
-        again = {r.trial.seed: r for r in own if r is not summary.completed.get(r.trial.seed) and is_unclean(r)}
-        if again and (state := state_of(again[min(again)])):
-            sides = ((before, other), (contest, summary))
-            figures = [_figure(held, one) for held, one in sides if one.values[metric]]
+    first_summaries, _ = summarise(contest.suite, list(first.values()), is_all_clean=True)
+    before = Contest(contest.suite, first_summaries, contest.comparable)
+    for summary, first_summary in zip(summaries, first_summaries, strict=True):
+        trials = [record for record in first.values() if record.trial.option == summary.name]
+        reruns = {r.trial.seed: r for r in trials if r is not summary.completed.get(r.trial.seed) and is_unclean(r)}
+        if reruns and (state := state_of(reruns[min(reruns)])):
+            sides = ((before, first_summary), (contest, summary))
+            figures = [_figure_with_ratio(c, s) for c, s in sides if s.values[metric]]
             lines.append(
-                f"{summary.name}, {seeds_words(sorted(again))}: run again, as {state.words}. "
+                f"{summary.name}, {seeds_words(sorted(reruns))}: run again, as {state.words}. "
                 f"By {metric} with what was replaced {', without it '.join(figures)}"
             )
     return lines
 
 
-def _out_of_line(contest: Contest) -> list[str]:
-    """A line for each trial that stands out by what decides or by speed."""
+def _outlier_lines(contest: Contest) -> list[str]:
+    """A line for each trial that is an outlier by the objective, by speed or by a constraint's metric."""
     decide = contest.suite.decide
-    asked = [parse_constraint(text).metric for text in decide.constraints]
+    constrained = [parse_constraint(text).metric for text in decide.constraints]
     lines = []
-    for metric in dict.fromkeys([decide.objective, "tokens_per_second", *asked]):
+    for metric in dict.fromkeys([decide.objective, "tokens_per_second", *constrained]):
         for (option, seed), factor in contest.outliers(metric).items():
             lines.append(
                 f"{option}, seed {seed} stands out: its {metric} is {units.ratio(factor)} of what its option and "
@@ -502,8 +502,8 @@ def _out_of_line(contest: Contest) -> list[str]:
     return lines
 
 
-def _run_again(records: Sequence[Record]) -> dict[str, Record]:
-    """All trials of the contest with the first attempts of those that were run again; empty where none was."""
+def _first_attempts(records: Sequence[Record]) -> dict[str, Record]:
+    """All trials of the contest, with the first attempts of those that were run again; {} where none was."""
     counting = {record.trial.trial_id: record for record in contest_trials(records)}
     first: dict[str, Record] = {}
     for record in sorted(records, key=lambda record: record.attempt):
@@ -514,12 +514,12 @@ def _run_again(records: Sequence[Record]) -> dict[str, Record]:
     return {**counting, **first} if first else {}
 
 
-def _figure(contest: Contest, summary: Summary) -> str:
+def _figure_with_ratio(contest: Contest, summary: Summary) -> str:
     """`129 tokens/s (against the baseline: 1.29x, 1.28x to 1.30x)`."""
     metric, value = contest.objective, summary.mean(contest.objective.name)
-    shown = f"{metric.show(value)}{metric.after_figure}"
+    words = f"{metric.show(value)}{metric.after_figure}"
     ratio, low, high = contest.interval(summary.name, metric.name)
     if ratio is None or summary.name == contest.baseline.name:
-        return shown
-    found = metric.against(ratio, low, high, value / ratio if value else None)
-    return f"{shown} (against the baseline: {', '.join(filter(None, found))})"
+        return words
+    against = metric.against(ratio, low, high, value / ratio if value else None)
+    return f"{words} (against the baseline: {', '.join(filter(None, against))})"

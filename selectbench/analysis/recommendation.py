@@ -35,29 +35,29 @@ _Reached = tuple[Crossing, Observed]
 
 
 def _joules(reached: _Reached) -> float | None:
-    each = joules_per_token(reached[1])
-    return None if each is None else each * reached[0].tokens
+    per_token = joules_per_token(reached[1])
+    return None if per_token is None else per_token * reached[0].tokens
 
 
-_PRICES: dict[str, Callable[[_Reached], float | None]] = {
+_COSTS: dict[str, Callable[[_Reached], float | None]] = {
     "seconds": lambda reached: reached[0].seconds, "tokens": lambda reached: reached[0].tokens, "joules": _joules,
     "usd": lambda reached: usd_for(reached[1], **reached[0]._asdict()),
 }  # fmt: skip
 
 
 def to_loss(summary: Summary) -> ToLoss | None:
-    """Means over the seeds that got there on clean GPUs; None where one seed's value is not known."""
-    there = {
+    """Means over the seeds that reached the loss on clean GPUs; None where one seed's value is not known."""
+    arrived = {
         seed: (place, summary.observed[seed]) for seed, place in summary.reached.items()
         if place is not None and seed in summary.values["training_seconds"]
     }  # fmt: skip
-    if not there and not summary.not_reached:
+    if not arrived and not summary.not_reached:
         return None
     means = dict[str, float | None]()
-    for price, formula in _PRICES.items():
-        known = {} if summary.not_reached else finite_of_each(formula, there)
-        means[price] = centre(list(known.values())) if len(known) == len(there) else None
-    return ToLoss.model_validate({**means, "reached": list(there), "not_reached": summary.not_reached})
+    for price, formula in _COSTS.items():
+        known = {} if summary.not_reached else finite_of_each(formula, arrived)
+        means[price] = centre(list(known.values())) if len(known) == len(arrived) else None
+    return ToLoss.model_validate({**means, "reached": list(arrived), "not_reached": summary.not_reached})
 
 
 # Which rows no other row beats: the Pareto set over speed, memory, energy and quality.
@@ -66,19 +66,19 @@ def to_loss(summary: Summary) -> ToLoss | None:
 # by Holm for each metric, and the metric's threshold) and in each other one is shown to be worse by less than the
 # threshold. A picture of the field beside the declared family, not a claim of it.
 
-_IN_TURN = sorted((m for m in METRICS.values() if m.dimension), key=lambda m: m.dimension or ("speed", 0))
+_DIMENSION_METRICS = sorted((m for m in METRICS.values() if m.dimension), key=lambda m: m.dimension or ("speed", 0))
 
 
-def _dimensions(rows: Sequence[Row], without: Collection[str]) -> list[str]:
-    """Of each dimension the first metric that every one of these rows knows; `without`: what tells nothing."""
-    told = [m for m in _IN_TURN if m.name not in without and all(counts(row, m.name) for row in rows)]
-    return list({m.dimension[0]: m.name for m in reversed(told) if m.dimension}.values())
+def _pareto_metrics(rows: Sequence[Row], without: Collection[str]) -> list[str]:
+    """The first metric of each dimension that all rows know; `without`: metrics that say nothing here."""
+    usable = [m for m in _DIMENSION_METRICS if m.name not in without and all(counts(row, m.name) for row in rows)]
+    return list({m.dimension[0]: m.name for m in reversed(usable) if m.dimension}.values())
 
 
 def counts(row: Row, metric: str) -> bool:
-    """Whether its figure is known, and of clean trials."""
-    found = row.metrics[metric]
-    return found.value is not None and not found.unclean
+    """Whether the row's figure is known, and from clean trials."""
+    measured = row.metrics[metric]
+    return measured.value is not None and not measured.unclean
 
 
 def with_pareto(contest: Contest, rows: Sequence[Row]) -> list[Row]:
@@ -87,24 +87,24 @@ def with_pareto(contest: Contest, rows: Sequence[Row]) -> list[Row]:
     summaries = contest.summaries
     apart = any(other_tokens(contest.suite, summary.option) for summary in summaries.values())
     shared = share_main_memory(contest.suite.device, list(summaries.values()))
-    over = _dimensions(taking_part, {*(PER_TOKEN if apart else ()), *(["peak_memory_bytes"] if shared else ())})
-    if not taking_part or not over:
+    used = _pareto_metrics(taking_part, {*(PER_TOKEN if apart else ()), *(["peak_memory_bytes"] if shared else ())})
+    if not taking_part or not used:
         return list(rows)
     names = [row.option for row in taking_part]
     shape = (len(names), len(names))
     better_somewhere, worse_nowhere = np.zeros(shape, bool), np.ones(shape, bool)
-    for metric in over:
+    for metric in used:
         threshold, more = contest.suite.threshold(metric), METRICS[metric].better == "more"
         pairs = all_pairs(contest.blocks[metric], names, contest.alpha, more_is_better=more)
         better = pairs.better(threshold)
         better_somewhere |= better
         worse_nowhere &= better | pairs.not_worse(threshold)
     # A row of which the lucky seeds alone are left in one of these dominates none.
-    flattered = np.array([any(summaries[name].flattered(metric) for metric in over) for name in names])
+    flattered = np.array([any(summaries[name].lost_seeds(metric) for metric in used) for name in names])
     dominates = better_somewhere & worse_nowhere & ~flattered[:, None]
-    by = {name: [names[j] for j in np.flatnonzero(dominates[:, i])] for i, name in enumerate(names)}
-    told = {name: {"pareto": not others, "dominated_by": others} for name, others in by.items()}
-    return [row.model_copy(update=told.get(row.option, {})) for row in rows]
+    above = {name: [names[j] for j in np.flatnonzero(dominates[:, i])] for i, name in enumerate(names)}
+    fields = {name: {"pareto": not better_rows, "dominated_by": better_rows} for name, better_rows in above.items()}
+    return [row.model_copy(update=fields.get(row.option, {})) for row in rows]
 
 
 # What is asked of a ranking besides its objective: the questions, and which rows may answer each.
@@ -135,7 +135,7 @@ class Figure:
 
     def looks_like(self, other: Figure) -> bool:
         """Whether a reader would see the same figure twice; a ratio of 1 says no more than the baseline's none."""
-        ratios = ["" if one.is_one else one.ratio for one in (self, other)]
+        ratios = ["" if f.is_one else f.ratio for f in (self, other)]
         return self.figure == other.figure and ratios[0] == ratios[1]
 
 
@@ -169,28 +169,28 @@ class Question:
 
 
 def questions(contest: Contest, rows: Sequence[Row]) -> list[Question]:
-    """Those that the run has figures for, or all where nothing was trained. `rows` in the order of the ranking."""
+    """The questions that the run has figures for, or all where nothing was trained; `rows` in ranking order."""
     suite, objective, summaries = contest.suite, contest.objective, contest.summaries
-    equal = [row for row in rows if row.eligible and row.n]
+    eligible = [row for row in rows if row.eligible and row.n]
     within = []  # the limits that are not on quality
     for row in rows:
         limits = [c for c in row.constraints if not METRICS[parse_constraint(c.constraint).metric].quality]
         within += [row] if _did_the_job(row) and {c.verdict for c in limits} <= {"holds", "not_judged"} else []
-    words = _at_equal_quality(suite, equal)
-    of_devices = all(counts(row, "peak_device_memory_bytes") for row in equal)
-    memory = "peak_device_memory_bytes" if of_devices else "peak_memory_bytes"
+    words = _at_equal_quality(suite, eligible)
+    by_device = all(counts(row, "peak_device_memory_bytes") for row in eligible)
+    memory = "peak_device_memory_bytes" if by_device else "peak_memory_bytes"
     apart = any(other_tokens(suite, summary.option) for summary in summaries.values())
     quality = objective.name if objective.quality else "bits_per_byte" if apart else "final_loss"
     speed = "bytes_per_second" if apart else "tokens_per_second"
-    asked: list[tuple[VerdictName, str, str, Sequence[Row]]] = [("fastest", f"Fastest{words}", speed, equal)]
+    possible: list[tuple[VerdictName, str, str, Sequence[Row]]] = [("fastest", f"Fastest{words}", speed, eligible)]
     if not share_main_memory(suite.device, list(summaries.values())):
-        asked.append(("smallest_memory", f"Smallest memory{words}", memory, equal))
+        possible.append(("smallest_memory", f"Smallest memory{words}", memory, eligible))
     if objective.only_if_reached:
-        asked.append(("cheapest", "Soonest to the baseline's loss", SECONDS_TO_LOSS, within))
-    asked.append(("best_quality", "Best quality", quality, within))
-    found = []
-    for name, title, metric, qualified in asked:
-        flattered = {row.option for row in rows if summaries[row.option].flattered(metric)}
+        possible.append(("cheapest", "Soonest to the baseline's loss", SECONDS_TO_LOSS, within))
+    possible.append(("best_quality", "Best quality", quality, within))
+    answerable = []
+    for name, title, metric, qualified in possible:
+        flattered = {row.option for row in rows if summaries[row.option].lost_seeds(metric)}
         with_gaps = {n for n, summary in summaries.items() if METRICS[metric].quality and summary.unknown(metric)}
         # Time to a loss is a figure and no answer where the objective's own claims decide nothing.
         times = {row.option: row.to_loss.seconds for row in qualified if row.to_loss}
@@ -204,8 +204,8 @@ def questions(contest: Contest, rows: Sequence[Row]) -> list[Question]:
         if figures or any(counts(row, metric) for row in rows) or not any(row.n for row in rows):
             others = [row for row in rows if row.option not in flattered | figures.keys()]
             may_qualify = [row.option for row in others if _is_open(row, metric)]
-            found.append(Question(name, title, metric, contest, figures, may_qualify))
-    return found
+            answerable.append(Question(name, title, metric, contest, figures, may_qualify))
+    return answerable
 
 
 def _did_the_job(row: Row) -> bool:
@@ -222,17 +222,17 @@ def _at_equal_quality(suite: Suite, rows: Sequence[Row]) -> str:
     """What may be said of quality in the titles."""
     if suite.quick or not suite.job.evaluates:
         return " (quality was not measured)"
-    held = [c for row in rows for c in row.constraints if METRICS[parse_constraint(c.constraint).metric].quality]
-    if any(c.verdict != "holds" for c in held):
+    limits = [c for row in rows for c in row.constraints if METRICS[parse_constraint(c.constraint).metric].quality]
+    if any(c.verdict != "holds" for c in limits):
         return " (equal quality could not be judged)"
-    asked = any(METRICS[parse_constraint(text).metric].quality for text in suite.decide.constraints)
-    return " at equal quality" if asked else " (regardless of quality, which no constraint limits)"
+    is_limited = any(METRICS[parse_constraint(text).metric].quality for text in suite.decide.constraints)
+    return " at equal quality" if is_limited else " (regardless of quality, which no constraint limits)"
 
 
 def figure(metric: Metric, row: Row) -> str:
     """`11,420 tokens/s`; seconds to the loss alone, as what they are is said where they are named."""
-    said_before = metric.name == SECONDS_TO_LOSS
-    return metric.show(row.metrics[metric.name].value) + ("" if said_before else metric.after_figure)
+    is_time = metric.name == SECONDS_TO_LOSS
+    return metric.show(row.metrics[metric.name].value) + ("" if is_time else metric.after_figure)
 
 
 def with_ratio(suite: Suite, metric: Metric, row: Row) -> Figure:
@@ -240,16 +240,16 @@ def with_ratio(suite: Suite, metric: Metric, row: Row) -> Figure:
     measured = row.metrics[metric.name]
     if row.option == suite.baseline or measured.ratio_to_baseline is None:
         return Figure(figure(metric, row), is_baseline=row.option == suite.baseline)
-    ratio, ends = _against(metric, row)
-    one, _ = metric.against(1.0, measured.ratio_low, measured.ratio_high, measured.value)
-    return Figure(figure(metric, row), ratio, ends, is_one=ratio == one)
+    ratio, ends = _ratio_words(metric, row)
+    ratio_of_one, _ = metric.against(1.0, measured.ratio_low, measured.ratio_high, measured.value)
+    return Figure(figure(metric, row), ratio, ends, is_one=ratio == ratio_of_one)
 
 
-def _against(metric: Metric, row: Row) -> tuple[str, str]:
-    """How its figure stands to the baseline's, and the interval."""
-    found = row.metrics[metric.name]
-    base = found.value / found.ratio_to_baseline if found.value and found.ratio_to_baseline else None
-    return metric.against(found.ratio_to_baseline, found.ratio_low, found.ratio_high, base)
+def _ratio_words(metric: Metric, row: Row) -> tuple[str, str]:
+    """A row's ratio or difference to the baseline's figure in words, and the interval."""
+    measured = row.metrics[metric.name]
+    base = measured.value / measured.ratio_to_baseline if measured.value and measured.ratio_to_baseline else None
+    return metric.against(measured.ratio_to_baseline, measured.ratio_low, measured.ratio_high, base)
 
 
 # An option is named that none is shown to be better than. The baseline stays unless the option that is ahead is
@@ -272,11 +272,11 @@ BEST_FILES = (BEST, *map(_file_of, get_args(VerdictName)))
 
 def verdicts(contest: Contest, rows: Sequence[Row]) -> list[NamedVerdict]:
     """One for each question that has figures, with its option's file; `rows` in the order of the ranking."""
-    asked = questions(contest, rows)
-    answers = [_answered(rows, question) for question in asked]
+    to_answer = questions(contest, rows)
+    answers = [_verdict(rows, question) for question in to_answer]
     answers = [verdict for verdict in answers if verdict.option or contest.suite.job.evaluates]
     memory = dict.fromkeys(("peak_memory_bytes", "peak_device_memory_bytes"), "smallest_memory")
-    names = {**{question.metric: question.name for question in asked}, "tokens_per_second": "fastest", **memory}
+    names = {**{question.metric: question.name for question in to_answer}, "tokens_per_second": "fastest", **memory}
     decisive = names.get(contest.objective.name)
     first = rows[0].option if rows and rows[0].rank is not None else None
     best = next((v.option for v in answers if v.name == decisive), first)
@@ -306,118 +306,119 @@ class _Finding:
     """Those of them that the figures have ahead of all that qualify."""
 
 
-def _answered(rows: Sequence[Row], question: Question) -> NamedVerdict:
+def _verdict(rows: Sequence[Row], question: Question) -> NamedVerdict:
     if not question.figures:
-        return _nobody(question, question.open)
-    found, baseline = _finding(rows, question), question.contest.baseline.name
-    if found.open_ahead and found.best == baseline:
-        return _nobody(question, found.open_ahead, [found.best, *found.tied])
-    row = next(row for row in rows if row.option == found.best)
-    own, first = (question.figures[name] for name in (found.best, found.ahead))
-    shown, headline = f"{found.best}: {own}{_at_what(question, row)}", found.best
-    if not first.looks_like(own):  # else a reader would see the same figure twice
-        if found.best == baseline:
+        return _no_option(question, question.open)
+    finding, baseline = _find_best(rows, question), question.contest.baseline.name
+    if finding.open_ahead and finding.best == baseline:
+        return _no_option(question, finding.open_ahead, [finding.best, *finding.tied])
+    row = next(row for row in rows if row.option == finding.best)
+    best_figure, ahead_figure = (question.figures[name] for name in (finding.best, finding.ahead))
+    sentence, headline = f"{finding.best}: {best_figure}{_objective_words(question, row)}", finding.best
+    if not ahead_figure.looks_like(best_figure):  # else a reader would see the same figure twice
+        if finding.best == baseline:
             better = {"fastest": "faster", "smallest_memory": "smaller", "cheapest": "sooner"}
-            shown = f"none is shown to be better than {shown}"
-            headline = f"stay with {found.best}, as none is shown to be {better.get(question.name, 'better')}"
-        shown = f"{shown}; best measured: {found.ahead}, {first}"
+            sentence = f"none is shown to be better than {sentence}"
+            headline = f"stay with {finding.best}, as none is shown to be {better.get(question.name, 'better')}"
+        sentence = f"{sentence}; best measured: {finding.ahead}, {ahead_figure}"
     return NamedVerdict(
-        name=question.name, title=question.title, option=found.best, headline=headline, sentence=f"{shown}.",
-        confidence=f"{_confidence(question, found)}{_outdone(row, found)}",
-        sure=found.known and not found.tied and not found.open,
-        tied_with=found.tied, choices=question.contest.summaries[found.best].option.choices.model_dump(mode="json"),
+        name=question.name, title=question.title, option=finding.best, headline=headline, sentence=f"{sentence}.",
+        confidence=f"{_confidence(question, finding)}{_outdone(row, finding)}",
+        sure=finding.known and not finding.tied and not finding.open,
+        tied_with=finding.tied,
+        choices=question.contest.summaries[finding.best].option.choices.model_dump(mode="json"),
     )  # fmt: skip
 
 
-def _finding(rows: Sequence[Row], question: Question) -> _Finding:
-    own = {row.option: row for row in rows if row.option in question.figures}
-    names, baseline = list(own), question.contest.baseline.name
+def _find_best(rows: Sequence[Row], question: Question) -> _Finding:
+    candidates = {row.option: row for row in rows if row.option in question.figures}
+    names, baseline = list(candidates), question.contest.baseline.name
     pairs = question.pairs(names)
     better = pairs.better(question.threshold)
-    order = [name for name, row in own.items() if row.rank is not None]
+    order = [name for name, row in candidates.items() if row.rank is not None]
     if question.is_objective and order:  # as the ranks have it
         ahead = best = order[0]
     else:
         # Of those that none is shown to be better than, the one that is ahead of most others within seeds; or one
         # better in rank that it is ahead of by less than matters.
-        won, lost = (pairs.gains > 0).sum(axis=1), np.array(better.any(axis=0))
-        lead = int(np.argmax(np.where(lost & ~lost.all(), -1, won)))
-        is_near = (np.abs(pairs.estimates[:lead, lead]) <= math.log1p(question.threshold)) & ~lost[:lead]
+        wins, is_beaten = (pairs.gains > 0).sum(axis=1), np.array(better.any(axis=0))
+        lead = int(np.argmax(np.where(is_beaten & ~is_beaten.all(), -1, wins)))
+        is_near = (np.abs(pairs.estimates[:lead, lead]) <= math.log1p(question.threshold)) & ~is_beaten[:lead]
         ahead, best = names[lead], names[int(np.argmax([*is_near, True]))]
-    if baseline in own and best != baseline:
+    if baseline in candidates and best != baseline:
         if question.is_objective:
-            found = own[best].against_baseline
-            beats = found is not None and found.decision == "better"
+            against = candidates[best].against_baseline
+            beats = against is not None and against.decision == "better"
         else:
             beats = pairs.beats(names.index(best), names.index(baseline), question.threshold)
         best = best if beats else baseline
     place = names.index(best)
     tied = [n for i, n in enumerate(names) if n != best and (n == ahead or not better[place, i])]
     if question.is_objective and best in order:
-        tied = [n for n in names if n in own[best].tied_with or (n in tied and n not in order)]
-    alike = {names[i] for i in np.flatnonzero(pairs.same(question.threshold)[place])}
-    return _Finding(best, tied, alike, ahead, bool(pairs.known.any()), *_may_lead(question, names, ahead))
+        tied = [n for n in names if n in candidates[best].tied_with or (n in tied and n not in order)]
+    equivalent = {names[i] for i in np.flatnonzero(pairs.same(question.threshold)[place])}
+    return _Finding(best, tied, equivalent, ahead, bool(pairs.known.any()), *_may_lead(question, names, ahead))
 
 
 def _may_lead(question: Question, names: Sequence[str], ahead: str) -> tuple[list[str], list[str]]:
     """`open` and `open_ahead` of a finding: of options whose constraints are undecided, those that matter here."""
     pairs, leader = question.pairs([*names, *question.open]), names.index(ahead)
     beaten = np.array(pairs.better(0.0)[: len(names)].any(axis=0))
-    may = {name: i for i, name in enumerate(pairs.names) if name in question.open and not beaten[i]}
+    candidates = {name: i for i, name in enumerate(pairs.names) if name in question.open and not beaten[i]}
     # two without a common seed are ahead of nobody: that is open too
     behind = (pairs.gains[leader] > 0) | (pairs.estimates[leader] == 0.0)
-    return list(may), [name for name, i in may.items() if not behind[i]]
+    return list(candidates), [name for name, i in candidates.items() if not behind[i]]
 
 
-def _at_what(question: Question, row: Row) -> str:
-    """What the option is by the objective, where something else was asked: `, at 1,040 tokens/s (0.068x)`."""
+def _objective_words(question: Question, row: Row) -> str:
+    """The objective's figure, where another metric was asked for: `, at 1,040 tokens/s (0.068x)`."""
     objective = question.contest.objective
     if question.metric == objective.name or not counts(row, objective.name):
         return ""
-    found = row.metrics[objective.name]
-    is_told = found.ratio_to_baseline is not None and row.option != question.contest.baseline.name
-    ratio = f" ({_against(objective, row)[0]})" if is_told else ""
-    return f", at {objective.show(found.value)}{objective.after_figure}{ratio}"
+    measured = row.metrics[objective.name]
+    has_ratio = measured.ratio_to_baseline is not None and row.option != question.contest.baseline.name
+    ratio = f" ({_ratio_words(objective, row)[0]})" if has_ratio else ""
+    return f", at {objective.show(measured.value)}{objective.after_figure}{ratio}"
 
 
-def _nobody(question: Question, may_lead: Sequence[str], tied: Sequence[str] = ()) -> NamedVerdict:
-    """`tied`: those that qualify, which nothing tells apart."""
-    headline, told = "none", "No option qualifies."
+def _no_option(question: Question, may_lead: Sequence[str], tied: Sequence[str] = ()) -> NamedVerdict:
+    """The verdict without an option; `tied`: those that qualify, which no test tells apart."""
+    headline, sentence = "none", "No option qualifies."
     if may_lead:
-        headline, told = "open", f"Open: whether {_some_hold(may_lead)} the constraints is undecided."
+        headline, sentence = "open", f"Open: whether {_names_hold(may_lead)} the constraints is undecided."
     if len(tied) > 1:
-        told += f" Of those that qualify, it is too close to call between {_some(tied)}."
+        sentence += f" Of those that qualify, it is too close to call between {_some(tied)}."
     return NamedVerdict(
-        name=question.name, title=question.title, option=None, headline=headline, sentence=told, sure=False
+        name=question.name, title=question.title, option=None, headline=headline, sentence=sentence, sure=False
     )
 
 
-def _confidence(question: Question, found: _Finding) -> str:
-    is_open = f" Open: whether {_some_hold(found.open)} the constraints." if found.open else ""
+def _confidence(question: Question, finding: _Finding) -> str:
+    is_open = f" Open: whether {_names_hold(finding.open)} the constraints." if finding.open else ""
     if len(question.figures) == 1:
         return f"The only option shown to qualify.{is_open}" if is_open else "The only option that qualifies."
-    if not found.known:
+    if not finding.known:
         return f"No measure of spread: the order may be chance.{is_open}"
-    if not found.tied:
-        own = "" if question.is_objective else ", by this question's own tests"
-        return f"Shown to be better than every other option that qualifies{own}.{is_open}"
-    same = [name for name in found.tied if name in found.same]
-    undecided = [name for name in found.tied if name not in found.same]
+    if not finding.tied:
+        basis = "" if question.is_objective else ", by this question's own tests"
+        return f"Shown to be better than every other option that qualifies{basis}.{is_open}"
+    equivalent = [name for name in finding.tied if name in finding.same]
+    undecided = [name for name in finding.tied if name not in finding.same]
     matters = units.share(question.threshold)
-    parts = [f"no difference that matters (less than {matters}) to {_some(same)}"] if same else []
+    parts = [f"no difference that matters (less than {matters}) to {_some(equivalent)}"] if equivalent else []
     parts += [f"not shown to differ from {_some(undecided)}"] if undecided else []
-    told = "; ".join(parts)
-    return f"{told[0].upper()}{told[1:]}.{is_open}"
+    words = "; ".join(parts)
+    return f"{words[0].upper()}{words[1:]}.{is_open}"
 
 
-def _outdone(row: Row, found: _Finding) -> str:
-    """Who can't be told from the option by what was asked, and dominates it."""
-    names = [name for name in found.tied if name in row.dominated_by]
+def _outdone(row: Row, finding: _Finding) -> str:
+    """Tied options that dominate the named one."""
+    names = [name for name in finding.tied if name in row.dominated_by]
     if not names:
         return ""
     verb = "is" if len(names) == 1 else "are"
     return f" {_some(names)} {verb} shown to be better in another figure and worse in none by more than matters."
 
 
-def _some_hold(names: Sequence[str]) -> str:
+def _names_hold(names: Sequence[str]) -> str:
     return f"{_some(names)} {'holds' if len(names) == 1 else 'hold'}"

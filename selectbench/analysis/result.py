@@ -40,8 +40,8 @@ class Sparse(Shown):
         return {key: value for key, value in dump(self).items() if value or key not in self.RARE}
 
 
-class Settling(Shown):
-    """What would probably settle an open question."""
+class ExtraSeeds(Shown):
+    """The seeds that would probably settle an open question."""
 
     seeds: int
     """More seeds for every option."""
@@ -73,7 +73,7 @@ class Comparison(Shown):
     """Of the spread; None where there is none."""
     seeds: int
     """Seeds that both completed; nodes or lanes where these are counted."""
-    settling: Settling | None = None
+    settling: ExtraSeeds | None = None
     """What would probably decide it, where it is undecided and spread is known."""
     exceeds: bool = False
     """Whether the true difference is shown to exceed the threshold too: the whole interval lies beyond it."""
@@ -97,7 +97,7 @@ class ScoreDifference(Shown):
     high: Number | None = None
     """Ends of its 95 % interval, by itself."""
     p: Number | None = None
-    """Two-sided, by itself."""
+    """Two-sided, not adjusted."""
     not_compared: str | None = None
 
 
@@ -113,7 +113,7 @@ class Family(Shown):
     constraints: list[str]
     """... and every option on each of these constraints."""
     tests: int
-    """How many that were: options without figures, and values without any spread, take no part."""
+    """Number of these tests; options without figures, and values without any spread, take no part."""
     thresholds: dict[str, float]
     """Smallest difference that matters, as a share, by metric."""
 
@@ -173,7 +173,7 @@ class Effect(Shown):
 
 
 class Interaction(Shown):
-    """What two levels do together beyond what each does alone."""
+    """The effect of two levels together, beyond that of each alone."""
 
     factors: list[str]
     levels: list[str]
@@ -213,7 +213,7 @@ class TrialState(Shown):
     seed: int
     verdict: Verdict
     detail: str
-    """What was found; '' where they were clean."""
+    """What speaks against the GPUs; '' where they were clean."""
 
 
 class Unknown(Shown):
@@ -229,7 +229,7 @@ class Unknown(Shown):
         for seed, reason in reasons.items():
             if reason:
                 seeds.setdefault(reason, []).append(seed)
-        return [cls(reason=reason, seeds=found) for reason, found in seeds.items()]
+        return [cls(reason=reason, seeds=affected) for reason, affected in seeds.items()]
 
 
 class DeviceMemory(Shown):
@@ -250,7 +250,7 @@ class Arithmetic(Shown):
     """What an option's matrix products take and its GPUs could do; the shares themselves are metrics."""
 
     dtype: MatmulDtype
-    """That the matrix products run in."""
+    """The dtype of the matrix products."""
     model_flops_per_token: Number | None
     """Forward and backward pass; None: the model's work does not follow from its shape."""
     hardware_flops_per_token: Number | None
@@ -282,31 +282,31 @@ class GpuRow(Shown):
     mean_memory_clock_hertz: Number | None
     """Inside the timed windows, as the other."""
     highest_temperature_celsius: Number | None
-    """Of any GPU and seed."""
+    """The highest of any GPU and seed."""
     clock_limit_shares: dict[str, Number] | None
     """By reason that held the clocks down, the share of readings in which it did; None: not known."""
 
 
-class Tried(Shown):
-    """One setting and what came of it."""
+class TriedSetting(Shown):
+    """One setting that was tried, and its outcome."""
 
     values: dict[str, int | float]
     """By path."""
     value: Number | None
-    """Of the metric that is searched by; None: it failed."""
+    """Value of the metric that is searched by; None: the trial failed."""
     peak_memory_bytes: Number | None
     """Of the trial; None: not known."""
     outcome: Literal["completed"] | FailureKind
     chosen: bool
 
 
-class OwnBest(Shown):
+class OptionSearch(Shown):
     """One option's search."""
 
     option: str
     metric: str
     """What is searched by."""
-    tried: list[Tried]
+    tried: list[TriedSetting]
     """In the order of the values."""
     chosen: dict[str, int | float] | None
     """What the contest takes; None: nothing worked, it takes what the suite says."""
@@ -325,23 +325,23 @@ class OwnBest(Shown):
     """Where the range comes from; None: the suite."""
     trials: int
     tokens: int
-    """That all the trials were to train on."""
+    """Tokens that all the trials were to train on."""
     wall_seconds: Number
 
 
 class Search(Shown):
-    """Everything before the contest, and what it cost."""
+    """The searches before the contest, and their cost."""
 
-    sizes: list[OwnBest]
+    sizes: list[OptionSearch]
     """The fastest micro-batch size of each option; empty: not searched."""
-    tuning: list[OwnBest]
+    tuning: list[OptionSearch]
     """The best settings of each option; empty: not tuned."""
     seed: int | None
-    """Of tuning, which the contest does not use; None: not tuned."""
+    """The seed of tuning, which the contest does not use; None: not tuned."""
     wall_seconds: Number
-    """Of all trials before the contest."""
+    """Time of all trials before the contest."""
     contest_wall_seconds: Number
-    """Of all trials of the contest."""
+    """Time of all trials of the contest."""
 
 
 class ScreenTrial(Shown):
@@ -376,8 +376,8 @@ class Screening(Shown):
     """Those that could be judged; empty for the baseline."""
 
 
-class Beside(Shown):
-    """The baseline beside neighbours over the same alone, by one metric."""
+class Interference(Shown):
+    """An equivalence test of the baseline beside neighbours against the baseline alone, by one metric."""
 
     ratio: Number
     """Geometric mean over the pairs of short trials."""
@@ -405,7 +405,7 @@ class Lanes(Parts):
 
     neighbours: int
     """How many other lanes trained at the same time as a trial, the most of any."""
-    beside: dict[str, Beside]
+    beside: dict[str, Interference]
     """By metric, what the check of interference showed; empty: it was not made, or tells nothing."""
     withheld: list[str]
     """Metrics that count for no claim, as neighbours may have moved them."""
@@ -488,7 +488,7 @@ class ConstraintVerdict(Shown):
     """The figure it was judged by with its simultaneous interval, or why it could not be."""
     p_adjusted: Number | None = None
     """Probability of such a distance from the bound by chance, adjusted for the family; None: no test was made."""
-    settling: Settling | None = None
+    settling: ExtraSeeds | None = None
     """What would probably decide it, where it is undecided and spread is known."""
 
 

@@ -23,22 +23,22 @@ _BETA = 2
 """chrF2: recall weighs twice as much as precision."""
 
 
-def table_of(name: str, kept: Sentences) -> Table | None:
-    """None where the trial has no such score."""
-    if name in kept.counts:
-        return np.array(kept.counts[name], dtype=np.int64)
-    shares = kept.shares.get(name)
+def table_of(name: str, sentences: Sentences) -> Table | None:
+    """What each sentence adds to a score's sums; None where the trial has no such score."""
+    if name in sentences.counts:
+        return np.array(sentences.counts[name], dtype=np.int64)
+    shares = sentences.shares.get(name)
     return None if shares is None else np.array([[round(share * _UNIT)] for share in shares], dtype=np.int64)
 
 
-def of_sums(name: str, sums: Sequence[int], sentences: int) -> float:
-    """From 0 to 100, from the sums of a table's columns over so many sentences."""
-    return _OF_COUNTS[name](sums) if name in _OF_COUNTS else 100 * (sums[0] / _UNIT) / sentences
+def score_of_sums(name: str, sums: Sequence[int], sentences: int) -> float:
+    """The score, from 0 to 100, from the sums of a table's columns over `sentences` sentences."""
+    return _SCORES_OF_COUNTS[name](sums) if name in _SCORES_OF_COUNTS else 100 * (sums[0] / _UNIT) / sentences
 
 
 def corpus_score(name: str, table: Table) -> float:
-    """Of all its sentences."""
-    return of_sums(name, table.sum(axis=0).tolist(), len(table))
+    """The score of all sentences of a table, from 0 to 100."""
+    return score_of_sums(name, table.sum(axis=0).tolist(), len(table))
 
 
 def bleu(counts: Sequence[int]) -> float:
@@ -46,15 +46,15 @@ def bleu(counts: Sequence[int]) -> float:
 
     `counts`: words of the hypotheses, of the references, matching n-grams of 1 to 4 words, and all of them.
     """
-    ours, theirs, matching, every = counts[0], counts[1], counts[2:6], counts[6:10]
-    if not any(matching) or not all(every):
+    hypothesis, reference, matching, possible = counts[0], counts[1], counts[2:6], counts[6:10]
+    if not any(matching) or not all(possible):
         return 0.0
     smoothed, logs = 1.0, []
-    for matched, of in zip(matching, every, strict=True):
+    for matched, of in zip(matching, possible, strict=True):
         if matched == 0:
             smoothed /= 2
         logs.append(math.log((matched or smoothed) / of))
-    return 100 * math.exp(min(0.0, 1 - theirs / ours) + math.fsum(logs) / 4)
+    return 100 * math.exp(min(0.0, 1 - reference / hypothesis) + math.fsum(logs) / 4)
 
 
 def chrf(counts: Sequence[int]) -> float:
@@ -64,14 +64,14 @@ def chrf(counts: Sequence[int]) -> float:
     """
     orders = [counts[i : i + 3] for i in range(0, len(counts), 3)]
     known = [order for order in orders if order[0] and order[1]]
-    precision = math.fsum(matched / ours for ours, _, matched in known)
-    recall = math.fsum(matched / theirs for _, theirs, matched in known)
+    precision = math.fsum(matched / hypothesis for hypothesis, _, matched in known)
+    recall = math.fsum(matched / reference for _, reference, matched in known)
     if precision + recall == 0:
         return 0.0
     return 100 * (1 + _BETA**2) * precision * recall / (_BETA**2 * precision + recall) / len(known)
 
 
-_OF_COUNTS: dict[str, Callable[[Sequence[int]], float]] = {"bleu": bleu, "chrf": chrf}
+_SCORES_OF_COUNTS: dict[str, Callable[[Sequence[int]], float]] = {"bleu": bleu, "chrf": chrf}
 
 
 # Whether other test sentences would have shown the same order: the paired bootstrap of Koehn (2004).
@@ -92,34 +92,34 @@ SEED = 12345
 _TAIL = (RESAMPLES + 1) * 25 // 1000
 """The interval ends at this draw from either end."""
 _MOST_NUMBERS = 1 << 18
-"""Of a block of draws."""
+"""Most numbers in a block of draws."""
 _DECIMALS = 9
 """Scores that differ by less are the same: what remains is rounding."""
 
 
 class Paired(NamedTuple):
-    """Of the difference of two options' scores; ours less theirs."""
+    """The difference of two options' scores, the option's less the baseline's."""
 
     difference: float
     low: float
-    """Of the 95 % percentile interval."""
+    """Ends of the 95 % percentile interval."""
     high: float
     p: float
     """Two-sided."""
 
 
 class Scores(NamedTuple):
-    """One trial's, of the text itself and of every draw from its sentences."""
+    """One trial's scores: of the text itself, and of every draw from its sentences."""
 
     whole: float
     drawn: list[float]
 
 
 def resampled(name: str, table: Table) -> Scores:
-    """Tables of as many sentences are given the same draws."""
+    """Scores of one trial's text and of its draws; tables of as many sentences are given the same draws."""
     sentences = len(table)
-    sums = (row for often in _draws(sentences) for row in (often @ table).tolist())
-    return Scores(corpus_score(name, table), [of_sums(name, row, sentences) for row in sums])
+    sums = (row for counts in _draws(sentences) for row in (counts @ table).tolist())
+    return Scores(corpus_score(name, table), [score_of_sums(name, row, sentences) for row in sums])
 
 
 def _draws(sentences: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -132,27 +132,27 @@ def _draws(sentences: int) -> Iterator[npt.NDArray[np.int64]]:
         yield np.bincount(chosen.ravel(), minlength=rows * sentences).reshape(rows, sentences)
 
 
-def paired(ours: Sequence[Scores], theirs: Sequence[Scores]) -> Paired:
-    """Of the mean over seeds; `ours` and `theirs` in the same order of seeds."""
-    whole = _mean_difference([one.whole for one in ours], [one.whole for one in theirs])
-    by_draw = zip(*(one.drawn for one in ours), strict=True), zip(*(one.drawn for one in theirs), strict=True)
-    drawn = sorted(_mean_difference(our, their) for our, their in zip(*by_draw, strict=True))
+def paired(option: Sequence[Scores], baseline: Sequence[Scores]) -> Paired:
+    """The difference of the mean scores over seeds; `option` and `baseline` in the same order of seeds."""
+    difference = _mean_difference([s.whole for s in option], [s.whole for s in baseline])
+    by_draw = zip(*(s.drawn for s in option), strict=True), zip(*(s.drawn for s in baseline), strict=True)
+    drawn = sorted(_mean_difference(a, b) for a, b in zip(*by_draw, strict=True))
     other_order = min(sum(d <= 0 for d in drawn), sum(d >= 0 for d in drawn))
     p = min(1.0, 2 * (other_order + 1) / (len(drawn) + 1))
-    return Paired(whole, drawn[_TAIL - 1], drawn[-_TAIL], p)
+    return Paired(difference, drawn[_TAIL - 1], drawn[-_TAIL], p)
 
 
-def _mean_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """By seed, in the same order."""
-    differences = (our - their for our, their in zip(ours, theirs, strict=True))
-    return round(math.fsum(differences) / len(ours), _DECIMALS) + 0.0  # never -0.0
+def _mean_difference(option: Sequence[float], baseline: Sequence[float]) -> float:
+    """Mean of the differences by seed, both in the same order of seeds."""
+    differences = (a - b for a, b in zip(option, baseline, strict=True))
+    return round(math.fsum(differences) / len(option), _DECIMALS) + 0.0  # never -0.0
 
 
 FEWEST_SENTENCES = 20
-"""Of fewer, the draws are too alike: at 0.05 a mean without any difference is rejected in 7 % of cases with 20
+"""With fewer, the draws are too alike: at 0.05 a mean without any difference is rejected in 7 % of cases with 20
 sentences, in 10 % with 10, in 16 % with 5 (2,000 simulations of normal values each)."""
-_SAME = 1e-6
-"""Between the score that was recorded and the one that its sentences give."""
+_SCORE_TOLERANCE = 1e-6
+"""Largest difference of the recorded score from the one that its sentences give."""
 
 
 class _Text(NamedTuple):
@@ -170,67 +170,68 @@ def score_differences(
     others = [row for row in rows if row.option != baseline.name and row.n]
     differences: list[ScoreDifference] = []
     for name in SCORES:
-        texts = {row.option: _texts(name, by_name[row.option]) for row in others}
+        texts = {row.option: _texts_by_seed(name, by_name[row.option]) for row in others}
         if not any(texts.values()):
             continue
-        theirs = _texts(name, baseline)
-        drawn = {seed: resampled(name, text.table) for seed, text in theirs.items()}
+        of_baseline = _texts_by_seed(name, baseline)
+        drawn = {seed: resampled(name, text.table) for seed, text in of_baseline.items()}
         for row in others:
-            ours = {seed: text for seed, text in texts[row.option].items() if seed in theirs}
-            said = ScoreDifference(score=name, option=row.option, against=baseline.name, seeds=len(ours))
-            both = [text for seed in ours for text in (ours[seed], theirs[seed])]
-            reason = "it did another job" if row.identity.violations else _refused(name, both)
-            told: dict[str, object] = {"not_compared": reason}
+            of_option = {seed: text for seed, text in texts[row.option].items() if seed in of_baseline}
+            compared = ScoreDifference(score=name, option=row.option, against=baseline.name, seeds=len(of_option))
+            both = [text for seed in of_option for text in (of_option[seed], of_baseline[seed])]
+            reason = "it did another job" if row.identity.violations else _why_not_compared(name, both)
+            fields: dict[str, object] = {"not_compared": reason}
             if not reason:
-                own = [resampled(name, text.table) for text in ours.values()]
-                told = {"sentences": len(both[0].table), **paired(own, [drawn[seed] for seed in ours])._asdict()}
-            differences.append(said.model_copy(update=told))
+                own_drawn = [resampled(name, text.table) for text in of_option.values()]
+                result = paired(own_drawn, [drawn[seed] for seed in of_option])
+                fields = {"sentences": len(both[0].table), **result._asdict()}
+            differences.append(compared.model_copy(update=fields))
     return differences
 
 
-def references(asked: Mapping[str, ApiAnswers]) -> list[Reference]:
-    """What is shown of models behind an API, those without all answers without scores."""
-    found = []
-    for name, one in asked.items():
-        known = (*SCORES, OWN_SCORE) if one.incomplete is None else ()
-        scores = {score: _with_interval(score, one) for score in known if score in one.scores}
-        bits = one.bits_per_byte if one.incomplete is None else None
-        same = {key: getattr(one, key) for key in Reference.model_fields if key in ApiAnswers.__struct_fields__}
-        shown = {
+def references(answers: Mapping[str, ApiAnswers]) -> list[Reference]:
+    """What is shown of models behind an API; those without all answers have no scores."""
+    described = []
+    for name, a in answers.items():
+        known = (*SCORES, OWN_SCORE) if a.incomplete is None else ()
+        scores = {score: _score_with_interval(score, a) for score in known if score in a.scores}
+        bits = a.bits_per_byte if a.incomplete is None else None
+        copied = {key: getattr(a, key) for key in Reference.model_fields if key in ApiAnswers.__struct_fields__}
+        derived = {
             "name": name, "scores": scores, "bits_per_byte": bits,
             "byte_perplexity": None if bits is None or bits > 1000 else 2**bits,
-            "samples": [asdict(sample) for sample in one.samples],
+            "samples": [asdict(sample) for sample in a.samples],
         }  # fmt: skip
-        found.append(Reference.model_validate(same | shown))
-    return found
+        described.append(Reference.model_validate(copied | derived))
+    return described
 
 
-def _with_interval(score: str, one: ApiAnswers) -> ReferenceScore:
-    table, low, high = None if one.kept is None else table_of(score, one.kept), None, None
+def _score_with_interval(score: str, answers: ApiAnswers) -> ReferenceScore:
+    table, low, high = None if answers.kept is None else table_of(score, answers.kept), None, None
     if table is not None and len(table) >= FEWEST_SENTENCES:
         drawn = sorted(resampled(score, table).drawn)
         low, high = drawn[_TAIL - 1], drawn[-_TAIL]
-    return ReferenceScore(value=one.scores[score], low=low, high=high)
+    return ReferenceScore(value=answers.scores[score], low=low, high=high)
 
 
-def _texts(name: str, summary: Summary) -> dict[int, _Text]:
-    """By seed, of the completed trials whose sentences are known."""
-    found = {}
+def _texts_by_seed(name: str, summary: Summary) -> dict[int, _Text]:
+    """Generated text by seed, of the completed trials whose sentences are known."""
+    texts = {}
     for seed, measured in summary.measurements.items():
-        kept = measured.sentences
-        if kept is not None and (table := table_of(name, kept)) is not None:
-            found[seed] = _Text(kept.references_sha256, measured.scores[name], table)
-    return found
+        sentences = measured.sentences
+        if sentences is not None and (table := table_of(name, sentences)) is not None:
+            texts[seed] = _Text(sentences.references_sha256, measured.scores[name], table)
+    return texts
 
 
-def _refused(name: str, texts: Sequence[_Text]) -> str:
-    """Why these, of both options with all common seeds, are not to be compared; '' where they are."""
+def _why_not_compared(name: str, texts: Sequence[_Text]) -> str:
+    """Why these texts, of both options with all common seeds, cannot be compared; '' where they can."""
     if not texts:
         return "no seed that both completed with their sentences kept"
     if len({text.references_sha256 for text in texts}) > 1:
         return "the references differ"
     if len(texts[0].table) < FEWEST_SENTENCES:
         return f"{len(texts[0].table)} test sentences; at least {FEWEST_SENTENCES} are needed"
-    if any(abs(corpus_score(name, text.table) - text.recorded) > _SAME for text in texts):
+    if any(abs(corpus_score(name, text.table) - text.recorded) > _SCORE_TOLERANCE for text in texts):
         return "the sentences do not give the score that was recorded"
     return ""

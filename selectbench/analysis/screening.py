@@ -30,37 +30,37 @@ Planned = tuple[str, int, int]
 
 
 def screening_trials(suite: Suite, records: Sequence[Record], able: Sequence[str]) -> list[Planned]:
-    """What is to be tried, done or not; `able`: options that can run here. Nothing once the contest has begun."""
-    baseline, own = suite.baseline, _by_option(suite, records)
+    """Trials of the screening, done or not; [] once the contest has begun. `able`: options that can run here."""
+    baseline, trials_of = suite.baseline, _trials_by_option(suite, records)
     others = [option.name for option in suite.without_control if option.name in able and option.name != baseline]
     has_begun = any(record.phase == "contest" for record in records)
     if not suite.screen or not others or baseline not in able or has_begun:
         return []
     first, second = screening_seeds(suite)
     trials = [(baseline, first, 0), *((name, first, 1) for name in others), (baseline, second, 2)]
-    if len(own.get(baseline, [])) < 2 or any(name not in own for name in others):
+    if len(trials_of.get(baseline, [])) < 2 or any(name not in trials_of for name in others):
         return trials
-    judged = _bounds(suite, own[baseline])
+    bounds = _testable_bounds(suite, trials_of[baseline])
     missed = [
         name for name in others
-        if any(bound.misses(figure_of(own[name][0], suite, bound.constraint.metric)) for bound in judged)
+        if any(bound.misses(figure_of(trials_of[name][0], suite, bound.constraint.metric)) for bound in bounds)
     ]  # fmt: skip
     return [*trials, *((name, second, 3) for name in missed)]
 
 
 def screenings(suite: Suite, records: Sequence[Record]) -> dict[str, Screening]:
-    """What screening showed of each option that it tried, by name; the baseline among them."""
-    own = _by_option(suite, records) if suite.screen else {}
-    judged = _bounds(suite, own.get(suite.baseline, []))
-    found: dict[str, Screening] = {}
-    for name, tried in own.items():
+    """The screening of each option that was tried, by name; the baseline is among them."""
+    trials_of = _trials_by_option(suite, records) if suite.screen else {}
+    testable = _testable_bounds(suite, trials_of.get(suite.baseline, []))
+    results: dict[str, Screening] = {}
+    for name, tried in trials_of.items():
         bounds = []
-        for bound in judged if name != suite.baseline else ():
+        for bound in testable if name != suite.baseline else ():
             values = [figure_of(record, suite, bound.constraint.metric) for record in tried]
-            told = {"bound": bound.text, "metric": bound.constraint.metric, "against": bound.against}
+            fields = {"bound": bound.text, "metric": bound.constraint.metric, "against": bound.against}
             missed = [bound.misses(value) for value in values]
-            bounds.append(ScreenBound.model_validate({**told, "values": values, "missed": missed}))
-        out = any(len(bound.missed) == 2 and all(bound.missed) for bound in bounds)
+            bounds.append(ScreenBound.model_validate({**fields, "values": values, "missed": missed}))
+        misses_twice = any(len(bound.missed) == 2 and all(bound.missed) for bound in bounds)
         has_run = any(r.phase == "contest" and r.trial.option == name for r in records)
         trials = [
             ScreenTrial(
@@ -69,62 +69,62 @@ def screenings(suite: Suite, records: Sequence[Record]) -> dict[str, Screening]:
                 wall_seconds=record.wall_seconds,
             ) for record in tried
         ]  # fmt: skip
-        found[name] = Screening(screened_out=out and not has_run, bounds=bounds, trials=trials)
-    return found
+        results[name] = Screening(screened_out=misses_twice and not has_run, bounds=bounds, trials=trials)
+    return results
 
 
 def screened_out(suite: Suite, records: Sequence[Record]) -> dict[str, Screening]:
-    """Those that take no part in the contest."""
-    return {name: found for name, found in screenings(suite, records).items() if found.screened_out}
+    """Screenings of the options that take no part in the contest."""
+    return {name: screening for name, screening in screenings(suite, records).items() if screening.screened_out}
 
 
 def unscreened(suite: Suite, records: Sequence[Record]) -> list[str]:
     """A line for each bound that no option was held to, with why; empty while trials are still to come."""
-    tried = _by_option(suite, records).get(suite.baseline, []) if suite.screen else []
-    failed = [record.outcome.kind for record in tried if isinstance(record.outcome, Failed)]
-    if len(tried) < 2 and not failed:
+    baseline_trials = _trials_by_option(suite, records).get(suite.baseline, []) if suite.screen else []
+    failed = [record.outcome.kind for record in baseline_trials if isinstance(record.outcome, Failed)]
+    if len(baseline_trials) < 2 and not failed:
         return []
     if failed:
         return [f"no option was screened out: a short trial of the baseline {suite.baseline} failed ({failed[0]})"]
-    judged = [bound.text for bound in _bounds(suite, tried)]
+    testable = [bound.text for bound in _testable_bounds(suite, baseline_trials)]
     return [
         f"no option was screened out by {text}: the short trials of the baseline {suite.baseline} miss it or "
         "do not tell the figure"
-        for text in suite.screen if text not in judged
+        for text in suite.screen if text not in testable
     ]  # fmt: skip
 
 
 def screened_words(screening: Screening) -> str:
-    """`0.068x the baseline's tokens_per_second in two short trials (70.0 and ...`, by each bound missed."""
-    told = []
+    """`0.068x the baseline's tokens_per_second in two short trials (70.0 and ...`, for each bound missed twice."""
+    parts = []
     for bound in (bound for bound in screening.bounds if len(bound.missed) > 1 and all(bound.missed)):
         metric, ratio = METRICS[bound.metric], ratio_to_baseline(bound)
         values = " and ".join(metric.show(value) for value in bound.values)
         against = "" if bound.against is None else f" against {metric.show(bound.against)}"
-        found = f"{metric.name} {values}" if ratio is None else f"{units.ratio(ratio)} the baseline's {metric.name}"
+        words = f"{metric.name} {values}" if ratio is None else f"{units.ratio(ratio)} the baseline's {metric.name}"
         figures = "" if ratio is None else f" ({values}{against})"
-        told.append(f"{found} in two short trials{figures}; asked for: {bound.bound}")
-    return "; ".join(told)
+        parts.append(f"{words} in two short trials{figures}; asked for: {bound.bound}")
+    return "; ".join(parts)
 
 
 def ratio_to_baseline(bound: ScreenBound) -> float | None:
-    """Of the mean of the option's values to the worse one of the baseline's; None: the bound is no factor."""
+    """The mean of the option's values over the baseline's worse one; None: the bound is no factor of it."""
     known = [value for value in bound.values if value is not None]
     return fmean(known) / bound.against if known and bound.against else None
 
 
-def _by_option(suite: Suite, records: Sequence[Record]) -> dict[str, list[Record]]:
+def _trials_by_option(suite: Suite, records: Sequence[Record]) -> dict[str, list[Record]]:
     """Each option's trials that have an outcome, the first and perhaps a second one."""
     names = {option.name for option in suite.options}
-    own: dict[str, dict[int, Record]] = {}
+    by_seed: dict[str, dict[int, Record]] = {}
     for record in last_attempts([record for record in records if record.phase == "screen"]).values():
         if record.trial.option in names and has_ended(record.outcome):  # of another micro-batch size, the later one
-            own.setdefault(record.trial.option, {})[record.trial.seed] = record
-    return {name: [tried[seed] for seed in sorted(tried)] for name, tried in own.items()}
+            by_seed.setdefault(record.trial.option, {})[record.trial.seed] = record
+    return {name: [records_of[seed] for seed in sorted(records_of)] for name, records_of in by_seed.items()}
 
 
-class _Bound(NamedTuple):
-    """One that can be judged."""
+class _TestableBound(NamedTuple):
+    """A bound that options can be tested against."""
 
     text: str
     constraint: Constraint
@@ -132,13 +132,13 @@ class _Bound(NamedTuple):
     """The baseline's value that it is a factor of; None: it is no factor."""
 
     def misses(self, value: float | None) -> bool:
-        """Whether a trial with this value does; None misses nothing."""
+        """Whether a trial with this value misses the bound; None, an unknown value, misses nothing."""
         return not _holds(self.constraint, value, 1.0 if self.against is None else self.against)
 
 
-def _bounds(suite: Suite, baseline: Sequence[Record]) -> list[_Bound]:
-    """None can be judged where a trial of the baseline tells no figure or misses the bound itself."""
-    found = []
+def _testable_bounds(suite: Suite, baseline: Sequence[Record]) -> list[_TestableBound]:
+    """The bounds of which both trials of the baseline have a figure and, where absolute, hold it."""
+    bounds = []
     for text in suite.screen:
         constraint = parse_constraint(text)
         known = [value for r in baseline if (value := figure_of(r, suite, constraint.metric)) is not None]
@@ -146,8 +146,8 @@ def _bounds(suite: Suite, baseline: Sequence[Record]) -> list[_Bound]:
             continue
         worse = min(known) if METRICS[constraint.metric].better == "more" else max(known)
         if constraint.relative or _holds(constraint, worse, 1.0):
-            found.append(_Bound(text, constraint, worse if constraint.relative else None))
-    return found
+            bounds.append(_TestableBound(text, constraint, worse if constraint.relative else None))
+    return bounds
 
 
 def _holds(constraint: Constraint, value: float | None, unit: float) -> bool:

@@ -170,8 +170,8 @@ def differences_over_seeds(
     values = np.where(present, gaps, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
         estimates = values.sum(axis=1) / seeds
-        own = (np.where(present, gaps - estimates[:, None], 0.0) ** 2).sum(axis=1) / (seeds - 1)
-        variances, dof = pool.moderated(own, seeds - 1.0) if pool else (own, seeds - 1.0)
+        own_variances = (np.where(present, gaps - estimates[:, None], 0.0) ** 2).sum(axis=1) / (seeds - 1)
+        variances, dof = pool.moderated(own_variances, seeds - 1.0) if pool else (own_variances, seeds - 1.0)
         moderated = np.full(len(gaps), pool is not None and not math.isinf(pool.prior_degrees_of_freedom))
         if pool is not None and apart is not None and (known := ~np.isnan(apart)).any():
             # Welch's test: each option's own variance where it is known, else half the pool's.
@@ -180,7 +180,7 @@ def differences_over_seeds(
             at, total = known.any(axis=0), both.sum(axis=0)
             moderated |= at
             variances, dof = np.where(at, total, variances), np.where(at, total**2 / parts.sum(axis=0), dof)
-        errors = np.sqrt(np.where(pooled, variances, own) / seeds)
+        errors = np.sqrt(np.where(pooled, variances, own_variances) / seeds)
     widest = np.where(present, gaps, -np.inf).max(axis=1, initial=-np.inf)
     narrowest = np.where(present, gaps, np.inf).min(axis=1, initial=np.inf)
     no_spread = np.where(may_be_exact, 0.0, np.where(pooled & (errors > 0), errors, np.nan))
@@ -245,13 +245,13 @@ def make_blocks(values: Values, losses: Values | None = None) -> Blocks:
     witness = None
     if losses is not None:
         witness = _logs_table({name: {seed: losses[name].get(seed, math.nan) for seed in seeds} for name in names})
-    known = {name: _logs(own) for name, own in values.items()}
+    known = {name: _logs(by_seed) for name, by_seed in values.items()}
     logs, positive = _logs_table(known), _seeds_of(known)
     members, residuals, dof = agreeing_options(logs)
     if dof < 1:
         return Blocks(names, positive, logs, none_pooled, None, apart, witness)
-    own, p = _variances_and_p(residuals, dof)
-    apart[members] = np.where(p < _OWN_VARIANCE_LEVEL / len(p), own, np.nan)
+    variances, p = _variances_and_p(residuals, dof)
+    apart[members] = np.where(p < _OWN_VARIANCE_LEVEL / len(p), variances, np.nan)
     pool = PooledVariance(2 * float(np.nansum(residuals**2)) / dof, dof, prior_of(residuals))
     return Blocks(names, positive, logs, members, pool, apart, witness)
 
@@ -343,14 +343,14 @@ def _variances_and_p(residuals: Floats, dof: int) -> tuple[Floats, Floats]:
     """Each option's variance around the others, and p of the F test whether it is above theirs; 1: unknown."""
     from scipy import special
 
-    squares, own = _squares_around_others(residuals)
-    total, known = float(np.nansum(residuals**2)), (own >= 1) & (dof - own >= 1)
-    p = np.ones(len(own))
+    squares, own_dof = _squares_around_others(residuals)
+    total, known = float(np.nansum(residuals**2)), (own_dof >= 1) & (dof - own_dof >= 1)
+    p = np.ones(len(own_dof))
     if total > 0:
         rest = np.maximum(total - squares[known], total * _FAINTEST)
-        ratios = squares[known] / own[known] / (rest / (dof - own[known]))
-        p[known] = special.fdtrc(own[known], dof - own[known], ratios)
-    return squares / np.maximum(own, 1), p
+        ratios = squares[known] / own_dof[known] / (rest / (dof - own_dof[known]))
+        p[known] = special.fdtrc(own_dof[known], dof - own_dof[known], ratios)
+    return squares / np.maximum(own_dof, 1), p
 
 
 def residuals_of(logs: Floats) -> tuple[Floats, int]:
@@ -384,8 +384,8 @@ def prior_of(residuals: Floats) -> float:
     """Prior degrees of freedom of the pooled variance; infinite where the options' variances agree."""
     from scipy import special
 
-    squares, own = _squares_around_others(residuals)
-    variances, dof = squares[own >= 1] / own[own >= 1], own[own >= 1]
+    squares, own_dof = _squares_around_others(residuals)
+    variances, dof = squares[own_dof >= 1] / own_dof[own_dof >= 1], own_dof[own_dof >= 1]
     if len(variances) < 3 or not variances.any():
         return math.inf
     floored = np.maximum(variances, _FAINTEST * variances.max())

@@ -19,17 +19,17 @@ from selectbench.suite.suite import Option, Suite
 
 
 def contest_trials(records: Sequence[Record]) -> list[Record]:
-    """As they began: each trial's last attempt, or one that a clean machine completed with the same code."""
+    """Counted trials as they began: the last attempt, or one that a clean machine completed with the same code."""
     of_contest = [record for record in records if record.phase == "contest"]
     in_order = sorted(of_contest, key=lambda record: (record.attempt, record.started_at))
     attempts = {(record.trial.trial_id, record.attempt): record for record in in_order}  # of two alike the later
     counting: dict[str, Record] = {}
     for (trial_id, _), record in attempts.items():
-        before = counting.get(trial_id)
-        files = [(one.watched and one.watched.code_files) or None for one in (before, record) if one]
+        prior = counting.get(trial_id)
+        files = [(r.watched and r.watched.code_files) or None for r in (prior, record) if r]
         is_other_code = None not in files and files[0] != files[-1]
-        stands = before is not None and isinstance(before.outcome, Completed) and not metrics.is_unclean(before)
-        if not stands or is_other_code:
+        is_valid = prior is not None and isinstance(prior.outcome, Completed) and not metrics.is_unclean(prior)
+        if not is_valid or is_other_code:
             counting[trial_id] = record
     return sorted(counting.values(), key=lambda record: (record.started_at, record.trial.trial_id))
 
@@ -62,8 +62,8 @@ def crossing(curve: Sequence[EvaluationPoint], target: float) -> Crossing | None
     return None
 
 
-NAMED = 5
-"""Trials that a warning names, of as many as it is about."""
+MOST_NAMED = 5
+"""Most trials that a warning names."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Summary:
     """The suite's seeds."""
     completed: dict[int, Record] = field(default_factory=dict)
     measurements: dict[int, Measurement] = field(default_factory=dict)
-    """Of the completed seeds."""
+    """The measurements of the completed seeds."""
     failed: dict[int, Failed] = field(default_factory=dict)
     observed: dict[int, metrics.Observed] = field(default_factory=dict)
     """Of the completed seeds, what metrics are derived from."""
@@ -113,7 +113,7 @@ class Summary:
 
     @property
     def busy(self) -> list[int]:
-        """Seeds of which something else kept the CPU busy."""
+        """Seeds during whose trials something else kept the CPU busy."""
         return [seed for seed, state in self.states.items() if state.verdict == "busy"]
 
     @property
@@ -144,8 +144,8 @@ class Summary:
             return []
         return [s for s in self.completed if s not in self.values[metric] and s not in self.spoiled[metric]]
 
-    def blown_up(self, metric: str) -> list[int]:
-        """Seeds whose loss is known, and its perplexity more than a float holds."""
+    def overflowing(self, metric: str) -> list[int]:
+        """Seeds with a known loss whose perplexity is more than a float holds."""
         if metric != "final_perplexity":
             return []
         known = {**self.values[metric], **self.spoiled[metric]}
@@ -155,24 +155,24 @@ class Summary:
         """Seeds whose value is not above 0."""
         return [seed for seed, value in self.values[metric].items() if value <= 0]
 
-    def flattered(self, metric: str) -> list[int]:
-        """Seeds that failed for what the metric tells, not for a GPU's state: the lucky ones are left."""
+    def lost_seeds(self, metric: str) -> list[int]:
+        """Seeds that failed for what the metric measures, not for a GPU's state, so that lucky ones are left."""
         known = METRICS[metric]
         kinds = {"timeout" if "throttled" in known.spoiled_by else "", "diverged" if known.quality else ""}
         excused = {s for s, state in self.states.items() if state.verdict in metrics.UNCLEAN}
         return [s for s, f in self.failed.items() if f.kind in kinds and not (f.kind == "timeout" and s in excused)]
 
-    def flattered_words(self, metric: str) -> str:
+    def lost_words(self, metric: str) -> str:
         """`ran out of time with seeds 3, 4`; empty where nothing flatters it."""
-        seeds = self.flattered(metric)
+        seeds = self.lost_seeds(metric)
         how = "diverged" if METRICS[metric].quality else "ran out of time"
         return f"{how} with {seeds_words(seeds)}" if seeds else ""
 
     def unclean_words(self, metric: str) -> str:
         """How the GPUs were where they spoilt the metric: `throttled`, `shared and throttled`; '' if nowhere."""
-        spoilt = [(seed, self.states.get(seed)) for seed in self.spoiled[metric]]
-        states = {s.verdict for _, s in spoilt if s and metrics.spoils(s, metric, counts_busy=self.counts_busy)}
-        doubted = {self.doubted[seed][metric] for seed, _ in spoilt if metric in self.doubted.get(seed, {})}
+        spoiled = [(seed, self.states.get(seed)) for seed in self.spoiled[metric]]
+        states = {s.verdict for _, s in spoiled if s and metrics.spoils(s, metric, counts_busy=self.counts_busy)}
+        doubted = {self.doubted[seed][metric] for seed, _ in spoiled if metric in self.doubted.get(seed, {})}
         return " and ".join([*sorted(states), *sorted(doubted)])
 
     def common(self, other: Summary, metric: str) -> list[int]:
@@ -190,8 +190,8 @@ def seeds_words(seeds: Sequence[int]) -> str:
     """`seed 3`, `seeds 0, 1, 2`; of many the first few; '' of none."""
     if not seeds:
         return ""
-    shown = ", ".join(map(str, seeds[:8]))
-    return f"seed{'s' if len(seeds) > 1 else ''} {shown}{', ...' if len(seeds) > 8 else ''}"
+    listed = ", ".join(map(str, seeds[:8]))
+    return f"seed{'s' if len(seeds) > 1 else ''} {listed}{', ...' if len(seeds) > 8 else ''}"
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -222,12 +222,12 @@ def standard_deviation(values: Sequence[float]) -> float | None:
 def summarise(
     suite: Suite, records: Sequence[Record], *, is_all_clean: bool = False
 ) -> tuple[list[Summary], list[str]]:
-    """One per option in the suite's order, and warnings of records left out; `is_all_clean`: every trial counts."""
-    counted, warnings = _counted(suite, records)
+    """Summaries in the suite's order, and warnings of records left out; `is_all_clean`: every trial counts."""
+    counted, warnings = _trials_by_seed(suite, records)
     screened = screenings(suite, records)
-    found = {key: metrics.state_of(record) for key, record in counted.items() if not is_all_clean}
-    states = {key: state for key, state in found.items() if state is not None}
-    counts_busy, doubted = _are_others_too_few(suite, counted, states), doubts(suite, records)
+    all_states = {key: metrics.state_of(record) for key, record in counted.items() if not is_all_clean}
+    states = {key: state for key, state in all_states.items() if state is not None}
+    counts_busy, doubted = _counts_busy(suite, counted, states), doubts(suite, records)
     summaries = [
         replace(_summary(suite, option, counted, states, counts_busy, doubted), screening=screened.get(option.name))
         for option in suite.options
@@ -235,7 +235,7 @@ def summarise(
     baseline = next(summary for summary in summaries if summary.name == suite.baseline)
     for summary in summaries:
         if not other_tokens(suite, summary.option):
-            _hold_against(baseline, summary, 1 + suite.threshold("final_loss"))
+            _add_crossings(baseline, summary, 1 + suite.threshold("final_loss"))
     return summaries, warnings
 
 
@@ -254,7 +254,7 @@ def other_tokens(suite: Suite, option: Option) -> bool:
     return suite.command is None and suite.job_of(option).tokenizer != suite.job_of(baseline).tokenizer
 
 
-def _hold_against(baseline: Summary, summary: Summary, margin: float) -> None:
+def _add_crossings(baseline: Summary, summary: Summary, margin: float) -> None:
     """Adds where each seed first had the baseline's final loss; its time is a metric if every seed had it."""
     targets = baseline.values["final_loss"]
     curves = {s: r.evaluation_curve for s, r in summary.completed.items() if s in targets and r.evaluation_curve}
@@ -268,39 +268,39 @@ def _hold_against(baseline: Summary, summary: Summary, margin: float) -> None:
             (summary.spoiled if spoiled else summary.values)[SECONDS_TO_LOSS][seed] = place.seconds
 
 
-def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, int], Record], list[str]]:
-    """The last attempt of every trial of the contest, by option and seed; strangers are named."""
+def _trials_by_seed(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, int], Record], list[str]]:
+    """The last attempt of each contest trial, by option and seed, and warnings of records that are left out."""
     names = {option.name for option in suite.options}
     counted: dict[tuple[str, int], Record] = {}
-    said: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    trials_by_warning: dict[str, set[tuple[str, int]]] = defaultdict(set)
     for record in contest_trials(records):
         key = (record.trial.option, record.trial.seed)
         if key[0] not in names or key[1] not in suite.seeds:
-            said["its record belongs to no trial of this suite and is left out"].add(key)
+            trials_by_warning["its record belongs to no trial of this suite and is left out"].add(key)
             continue
         counted[key] = record
-    last = last_attempts([record for record in records if record.phase == "contest"])
-    for trial_id, record in last.items():
-        ours = counted.get(key := (record.trial.option, record.trial.seed))
-        if ours is not None and ours.trial.trial_id == trial_id and ours.attempt < record.attempt:
-            why = "it had completed, and no reading of the machine speaks against it"
-            said[f"attempt {ours.attempt} counts, not {record.attempt}: {why}"].add(key)
+    latest = last_attempts([record for record in records if record.phase == "contest"])
+    for trial_id, record in latest.items():
+        chosen = counted.get(key := (record.trial.option, record.trial.seed))
+        if chosen is not None and chosen.trial.trial_id == trial_id and chosen.attempt < record.attempt:
+            reason = "it had completed, and no reading of the machine speaks against it"
+            trials_by_warning[f"attempt {chosen.attempt} counts, not {record.attempt}: {reason}"].add(key)
     lines = []
-    for what, keys in said.items():
+    for what, keys in trials_by_warning.items():
         trials = [f"option {option}, seed {seed}" for option, seed in sorted(keys)]
-        if len(trials) <= NAMED:
+        if len(trials) <= MOST_NAMED:
             lines += [f"{trial}: {what}" for trial in trials]
         else:
-            lines.append(f"{'; '.join(trials[:NAMED])} and {len(trials) - NAMED:,} more: {what}")
+            lines.append(f"{'; '.join(trials[:MOST_NAMED])} and {len(trials) - MOST_NAMED:,} more: {what}")
     return counted, sorted(lines)
 
 
-FEWEST_OTHERS = 2
+FEWEST_QUIET = 2
 States = Mapping[tuple[str, int], metrics.State]
 
 
-def _are_others_too_few(suite: Suite, counted: Mapping[tuple[str, int], Record], states: States) -> bool:
-    """Whether without a busy CPU's trials some option has under FEWEST_OTHERS or half; no figure is asked."""
+def _counts_busy(suite: Suite, counted: Mapping[tuple[str, int], Record], states: States) -> bool:
+    """Whether trials of a busy CPU count, as some option has under FEWEST_QUIET others or under half its seeds."""
     seeds: dict[str, set[int]] = defaultdict(set)
     clean: dict[str, set[int]] = defaultdict(set)
     for (option, seed), record in counted.items():
@@ -308,9 +308,9 @@ def _are_others_too_few(suite: Suite, counted: Mapping[tuple[str, int], Record],
             seeds[option].add(seed)
             state = states.get((option, seed))
             clean[option] |= set() if state is not None and state.verdict == "busy" else {seed}
-    beside = clean[suite.baseline] if seeds[suite.baseline] else set(suite.seeds)
-    left = {option: len(clean[option] & beside) for option in seeds}
-    return any(left[option] < max(FEWEST_OTHERS, len(own) / 2) for option, own in seeds.items() if own)
+    base = clean[suite.baseline] if seeds[suite.baseline] else set(suite.seeds)
+    common = {option: len(clean[option] & base) for option in seeds}
+    return any(common[option] < max(FEWEST_QUIET, len(done) / 2) for option, done in seeds.items() if done)
 
 
 def _summary(
@@ -366,15 +366,15 @@ def busy_warnings(summaries: Sequence[Summary]) -> list[str]:
     busy = [summary for summary in summaries if summary.busy]
     if not busy:
         return []
-    trials, of = sum(len(s.busy) for s in busy), sum(len(s.completed) for s in summaries)
+    trials, total = sum(len(s.busy) for s in busy), sum(len(s.completed) for s in summaries)
     names = "; ".join(f"{s.name} {seeds_words(s.busy)}" for s in busy[:6]) + (" and more" if len(busy) > 6 else "")
     first = busy[0]
     example = f"{first.name}, seed {first.busy[0]}: {first.states[first.busy[0]].detail}"
-    told = f"the machine was busy with something else in {trials} of {of} trials ({names}; {example})"
-    left_out = "left out of speed. "
+    finding = f"the machine was busy with something else in {trials} of {total} trials ({names}; {example})"
+    consequence = "left out of speed. "
     if first.counts_busy:
-        left_out = "too many to leave out, so speeds are those of a busy machine. Once it is quiet, "
-    return [f"{told}: {left_out}`--rerun-unclean` with the same command runs them again in this run"]
+        consequence = "too many to leave out, so speeds are those of a busy machine. Once it is quiet, "
+    return [f"{finding}: {consequence}`--rerun-unclean` with the same command runs them again in this run"]
 
 
 def trial_warnings(summaries: Sequence[Summary]) -> list[str]:
@@ -432,11 +432,11 @@ def objective_gap(suite: Suite, summary: Summary) -> str | None:
     metric = suite.decide.objective
     if unknown := summary.unknown(metric):
         return f"{metric} of every seed: none with {seeds_words(unknown)}"
-    if lost := summary.flattered_words(metric):
+    if lost := summary.lost_words(metric):
         return f"{metric} of every seed: {lost}"
     without = summary.without_ratio(metric)
-    some = 0 < len(without) < len(summary.values[metric])  # where all are so, nothing is left to rank by
-    return f"{metric} above 0 with every seed: not with {seeds_words(without)}" if some else None
+    only_some = 0 < len(without) < len(summary.values[metric])  # where all are so, nothing is left to rank by
+    return f"{metric} above 0 with every seed: not with {seeds_words(without)}" if only_some else None
 
 
 def ratio_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from selectbench.analysis.metrics import FORMULAS, finite, observe, peak_memory_bytes
-from selectbench.analysis.result import OwnBest, Search, Tried
+from selectbench.analysis.result import OptionSearch, Search, TriedSetting
 from selectbench.record.record import Completed, Failed, Record, has_ended
 from selectbench.suite import stages
 from selectbench.suite.job import Job
@@ -165,7 +165,7 @@ def with_best_settings(suite: Suite, records: Sequence[Record]) -> Suite:
     if sized.tune is None:
         return sized
     tune, attempts = sized.tune, tuning_attempts(sized, records)
-    return _with_settings(sized, {name: best(tune.metric, list(own.values())) for name, own in attempts.items()})
+    return _with_settings(sized, {name: best(tune.metric, [*tried.values()]) for name, tried in attempts.items()})
 
 
 def _with_settings(suite: Suite, chosen: Mapping[str, Attempt | None]) -> Suite:
@@ -197,7 +197,7 @@ def search(declared: Suite, sized: Suite, records: Sequence[Record]) -> Search |
     )  # fmt: skip
 
 
-def _size_search(suite: Suite, option: Option, attempts: Attempts) -> OwnBest:
+def _size_search(suite: Suite, option: Option, attempts: Attempts) -> OptionSearch:
     tried = _by_values(attempts.get(option.name, {}))
     chosen = best(SPEED, tried)
     edges: dict[str, Literal["low", "high"]] = {}
@@ -208,7 +208,7 @@ def _size_search(suite: Suite, option: Option, attempts: Attempts) -> OwnBest:
     return _search_result(option, SPEED, tried, chosen, stages.speed_job(suite), edges)
 
 
-def _setting_search(suite: Suite, tune: Tune, option: Option, attempts: Attempts) -> OwnBest:
+def _setting_search(suite: Suite, tune: Tune, option: Option, attempts: Attempts) -> OptionSearch:
     tried, axes = _by_values(attempts.get(option.name, {})), stages.axes_of(tune, option.choices)
     flat = flat_range(tune, axes[0], tried) if len(axes) == 1 and len(tried) > 1 else (None, None, False)
     from_class = [a for a in axes if tune.parameters[a.path].log is None and tune.parameters[a.path].linear is None]
@@ -223,15 +223,15 @@ def _setting_search(suite: Suite, tune: Tune, option: Option, attempts: Attempts
 def _search_result(
     option: Option, metric: str, tried: list[Attempt], chosen: Attempt | None, job: AnyJob,
     edges: dict[str, Literal["low", "high"]], **more: Any,
-) -> OwnBest:  # fmt: skip
-    """`tried`: in the order of the values; `job`: the stage's; `more`: further fields of `OwnBest`."""
+) -> OptionSearch:  # fmt: skip
+    """`tried`: in the order of the values; `job`: the stage's; `more`: further fields of `OptionSearch`."""
     if isinstance(job, Job):
         trial_job = job.of(option.built)
         tokens = len(tried) * trial_job.max_steps * trial_job.tokens_per_step
     else:
         of_scripts = [a.record.outcome.measurement for a in tried if isinstance(a.record.outcome, Completed)]
         tokens = sum(m.tokens_per_step * (m.steps_applied + m.steps_skipped) for m in of_scripts)
-    return OwnBest(
+    return OptionSearch(
         option=option.name, metric=metric, tried=[_tried_setting(attempt, chosen) for attempt in tried],
         chosen=chosen.values if chosen else None, edges=edges, trials=len(tried), tokens=tokens,
         wall_seconds=math.fsum(attempt.record.wall_seconds for attempt in tried), **more,
@@ -257,10 +257,10 @@ def _by_values(attempts: Mapping[Key, Attempt]) -> list[Attempt]:
     return [attempts[key] for key in sorted(attempts)]
 
 
-def _tried_setting(attempt: Attempt, chosen: Attempt | None) -> Tried:
+def _tried_setting(attempt: Attempt, chosen: Attempt | None) -> TriedSetting:
     outcome = attempt.record.outcome
     completed = outcome if isinstance(outcome, Completed) else None
-    return Tried(
+    return TriedSetting(
         values=attempt.values, value=attempt.value, chosen=attempt is chosen,
         outcome="completed" if isinstance(outcome, Completed) else outcome.kind,
         peak_memory_bytes=peak_memory_bytes(completed.measurement) if completed else None,

@@ -1,4 +1,4 @@
-"""What was counted and tried in a trial, held against the job; what own code leaves unseen. Pure."""
+"""What was counted and tried in a trial, compared with the job, and what own code leaves unseen. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from selectbench.suite.suite import Suite
 from selectbench.text import some
 
 CAUSAL_TOLERANCE = 1e-4
-"""Of the largest logit, in fp32: kernels that are given the same shape round what comes before alike."""
+"""Share of the largest logit, in fp32: kernels that are given the same shape round what comes before alike."""
 CLOCK_TOLERANCE = 0.02
 """Share by which two clocks of one machine may differ over a trial."""
 IGNORED_RATE = 2.0
@@ -35,48 +35,48 @@ UNTRIED = "causality: equal calls of the model differ, or it could not be tried"
 PROCESS = "own code: what it changes in its trial's process"
 TOKENS, EVALUATION = ("token_stream_sha256", "tokens_per_step"), ("evaluation_set_sha256",)
 SCHEDULE, UPDATES = ("learning_rate_shape_sha256", "peak_learning_rate"), ("steps_applied",)
-Found = tuple[str, str, str]
-"""Something else than the job asks for: what it is about, what was asked, what was found."""
+Deviation = tuple[str, str, str]
+"""A deviation from the job: what it is about, what the job asks for, and what was observed."""
 
 
-def not_as_asked(suite: Suite, record: Record) -> Iterator[Found]:
-    """What a completed trial was seen to do otherwise, and steps of a script on other rows than its suite says."""
+def deviations(suite: Suite, record: Record) -> Iterator[Deviation]:
+    """Deviations of a completed trial from its job, and steps of a script on another number of rows."""
     seen, rows = record.watched, record.script.rows_per_step if record.script else []
     batch = suite.command.global_batch_size if suite.command else None
     if batch is not None and rows and set(rows) != {batch}:
-        found = f"{rows[0]:,}" if rows[0] == rows[-1] else f"{rows[0]:,} to {rows[-1]:,}"
-        yield ("global_batch_size", f"{batch:,} rows in every step", f"{found} rows")
+        observed_rows = f"{rows[0]:,}" if rows[0] == rows[-1] else f"{rows[0]:,} to {rows[-1]:,}"
+        yield ("global_batch_size", f"{batch:,} rows in every step", f"{observed_rows} rows")
     if seen is None:
         return
     leaks = [(mode, change) for mode, change in (seen.causality or {}).items() if change > CAUSAL_TOLERANCE]
     for mode, change in leaks[:1]:
         yield ("causality", "logits that know no later token", f"a change of {change:.2g} in {mode} mode")
-    given, had = seen.sequences_given, seen.sequences_seen
+    handed, called = seen.sequences_given, seen.sequences_seen
     # An own loop may call the model more than once for each sequence, as some methods do, or its parts.
-    if given and had and (had % given if "framework" in seen.own else had != given):
-        yield ("sequences", f"{given} trained on", f"{had} that the model was called with")
-    elif given and given == had and seen.same_sequences is False:
+    if handed and called and (called % handed if "framework" in seen.own else called != handed):
+        yield ("sequences", f"{handed} trained on", f"{called} that the model was called with")
+    elif handed and handed == called and seen.same_sequences is False:
         yield ("sequences", "those that the loop was handed", "the model was called with others")
     if seen.evaluations and (seen.evaluations_seen or 0) < seen.evaluations:
         scored = f"{seen.evaluations_seen} that the model was called with"
         yield ("evaluation", f"{seen.evaluations} sequences scored", scored)
-    yield from _other_updates(seen)
+    yield from _update_deviations(seen)
     assert isinstance(record.outcome, Completed)
     m = record.outcome.measurement
-    own = m.startup_seconds + m.training_seconds + m.evaluation_seconds
+    seconds = m.startup_seconds + m.training_seconds + m.evaluation_seconds
     if seen.clock_ratio is not None and abs(seen.clock_ratio - 1) > CLOCK_TOLERANCE:
         yield ("clock", "seconds", f"{seen.clock_ratio:.3g} s for each second")
-    elif own > record.wall_seconds * (1 + CLOCK_TOLERANCE) + 1:
-        yield ("clock", f"{record.wall_seconds:.4g} s by the bench's clock", f"{own:.4g} s by the trial's")
+    elif seconds > record.wall_seconds * (1 + CLOCK_TOLERANCE) + 1:
+        yield ("clock", f"{record.wall_seconds:.4g} s by the bench's clock", f"{seconds:.4g} s by the trial's")
 
 
-def saw_its_tokens(record: Record) -> bool:
+def is_token_stream_seen(record: Record) -> bool:
     """Whether the model was called with what an own loop was handed, or the loop is none of own code."""
     seen = record.watched
     return seen is not None and ("framework" not in seen.own or bool(seen.same_sequences and seen.sequences_seen))
 
 
-def _other_updates(seen: Watched) -> Iterator[Found]:
+def _update_deviations(seen: Watched) -> Iterator[Deviation]:
     if (seen.updates_per_step or 0) > 1:
         yield ("updates", "one a step", f"{seen.updates_per_step} a step")
     elif seen.sampled_updates and seen.idle_updates == seen.sampled_updates:
@@ -87,8 +87,8 @@ def _other_updates(seen: Watched) -> Iterator[Found]:
         yield ("learning_rate", "updates follow the schedule", "updates do not depend on the rate")
 
 
-def left_unseen(record: Record, *, is_causal: bool) -> Iterator[str]:
-    """Identity fields and sentences that stay unverified; nothing of a record that is older than `watched`."""
+def unverified(record: Record, *, is_causal: bool) -> Iterator[str]:
+    """Identity fields and sentences that stay unverified; none for a record that is older than `watched`."""
     seen = record.watched
     if seen is not None and is_causal and len(seen.causality or ()) < 2:
         yield UNTRIED
@@ -108,67 +108,67 @@ def left_unseen(record: Record, *, is_causal: bool) -> Iterator[str]:
         yield f"own code: {wall - seconds:.0f} s of {wall:.0f} s are in none of the times that the trial reports"
 
 
-def changed_files(records: Sequence[Record]) -> Mapping[int, list[Found]]:
-    """By place in the records: a file of own code that is another one than in the first trial that imported it."""
-    first: dict[str, str] = {}
-    found = {}
+def changed_code(records: Sequence[Record]) -> Mapping[int, list[Deviation]]:
+    """Changed files of own code by place in the records: another file than in the first trial that imported it."""
+    first_digests: dict[str, str] = {}
+    changes = {}
     for place, record in enumerate(records):
         files = (record.watched and record.watched.code_files) or {}
-        changed = sorted(name for name, digest in files.items() if first.setdefault(name, digest) != digest)
+        changed = sorted(name for name, digest in files.items() if first_digests.setdefault(name, digest) != digest)
         if changed:
-            found[place] = [("code", "one code for all trials", f"changed: {some(changed, 3)}")]
-    return found
+            changes[place] = [("code", "one code for all trials", f"changed: {some(changed, 3)}")]
+    return changes
 
 
 def contradictions(record: Record, tokens_per_step: int | None) -> Iterator[str]:
-    """What a completed trial's record tells in two ways; `tokens_per_step`: the job's; None: of a script."""
+    """Where a completed trial's record contradicts itself; `tokens_per_step`: the job's, None: of a script."""
     assert isinstance(record.outcome, Completed)
-    m, of_trial, curve = record.outcome.measurement, record.identity, record.evaluation_curve
+    m, identity, curve = record.outcome.measurement, record.identity, record.evaluation_curve
     end, start = (curve[-1], curve[0]) if curve else (None, None)
-    twice: list[tuple[str, float | None, str, float | None]] = []
+    pairs: list[tuple[str, float | None, str, float | None]] = []
     if tokens_per_step is not None:
-        twice.append(("tokens_per_step", m.tokens_per_step, "the job's", tokens_per_step))
-    if of_trial is not None:
-        made = of_trial.steps_requested
-        twice += [
-            ("first_loss", m.first_loss, "first_step_loss", of_trial.first_step_loss),
-            ("steps_applied", m.steps_applied, "in its certificate", of_trial.steps_applied),
-            ("steps applied and skipped", m.steps_applied + m.steps_skipped, "steps made", made),
-            *([("the last evaluation's step", end.step, "steps made", made)] if end else []),
+        pairs.append(("tokens_per_step", m.tokens_per_step, "the job's", tokens_per_step))
+    if identity is not None:
+        steps_made = identity.steps_requested
+        pairs += [
+            ("first_loss", m.first_loss, "first_step_loss", identity.first_step_loss),
+            ("steps_applied", m.steps_applied, "in its certificate", identity.steps_applied),
+            ("steps applied and skipped", m.steps_applied + m.steps_skipped, "steps made", steps_made),
+            *([("the last evaluation's step", end.step, "steps made", steps_made)] if end else []),
         ]
     if start is not None and end is not None:
-        twice += [("final_loss", m.final_loss, "its curve's end", end.loss)]
-        twice += [("initial_loss", m.initial_loss, "its curve's start", start.loss)] if start.step == 0 else []
+        pairs += [("final_loss", m.final_loss, "its curve's end", end.loss)]
+        pairs += [("initial_loss", m.initial_loss, "its curve's start", start.loss)] if start.step == 0 else []
         if tokens_per_step is not None:
-            twice += [("tokens", p.tokens, f"of {p.step} steps", p.step * m.tokens_per_step) for p in curve]
-    for what, told, beside, other in twice:
-        if told != other:
-            yield f"{what} {told}, {beside} {other}"
+            pairs += [("tokens", p.tokens, f"of {p.step} steps", p.step * m.tokens_per_step) for p in curve]
+    for what, value, other_name, other in pairs:
+        if value != other:
+            yield f"{what} {value}, {other_name} {other}"
 
 
 def is_unscored(record: Record) -> bool:
-    """Whether a script's held-out tokens could not be scored: of its evaluation set nothing is known."""
+    """Whether a script's held-out tokens could not be scored, so that nothing is known of its evaluation set."""
     return record.script is not None and "final_loss" in record.script.not_seen
 
 
-def of_the_text(record: Record) -> dict[str, object]:
-    """What every trial with the same tokenizer has alike, as far as it tells: the evaluation set and its size."""
+def text_facts(record: Record) -> dict[str, object]:
+    """What is equal in all trials with the same tokenizer, as far as known: the evaluation set and its size."""
     assert isinstance(record.outcome, Completed)
-    m, found = record.outcome.measurement, dict[str, object]()
+    m, facts = record.outcome.measurement, dict[str, object]()
     if record.identity is not None and not is_unscored(record):
-        found["evaluation_set_sha256"] = record.identity.evaluation_set_sha256
+        facts["evaluation_set_sha256"] = record.identity.evaluation_set_sha256
     names = ("heldout_tokens", "heldout_bytes", "source_loss")
-    return found | {name: value for name in names if (value := getattr(m, name)) is not None}
+    return facts | {name: value for name in names if (value := getattr(m, name)) is not None}
 
 
 def software_of(record: Record) -> dict[str, object]:
-    """The versions that a trial ran with; which OpenMP files are loaded depends on the option."""
+    """The versions that a trial ran with, but OpenMP's, whose loaded files depend on the option."""
     versions = record.versions()
     return {f"software: {name}": version for name, version in versions.items() if name != "openmp"}
 
 
 def plausibility_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[str]:
-    """Losses far below what a general compressor makes of the text."""
+    """A line for each option whose loss is far below what a general compressor achieves on the text."""
     doubt = f"its final loss is below {FAR_BELOW_XZ:g} of what xz makes of the held-out text: memorised or leaked?"
     lines = []
     for summary in summaries:
@@ -180,8 +180,8 @@ def plausibility_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[st
         if not seeds:
             continue
         may_know = suite.command is not None or isinstance(suite.job_of(summary.option).model, PretrainedModel)
-        loud, why = ("", "Large pretrained models may know it") if may_know else ("ALARM: ", "It began at random")
-        lines.append(f"{summary.name}: {loud}{doubt} {why} ({seeds_words(seeds)})")
+        alarm, why = ("", "Large pretrained models may know it") if may_know else ("ALARM: ", "It began at random")
+        lines.append(f"{summary.name}: {alarm}{doubt} {why} ({seeds_words(seeds)})")
     return lines
 
 
@@ -195,7 +195,7 @@ def learnt_nothing(suite: Suite, summary: Summary) -> dict[int, float]:
         return {}
     job = suite.job_of(summary.option)
     entries = job.tokenizer.most_entries if job.tokenizer is not None else job.data.vocabulary
-    found = {}
+    untrained_losses = {}
     for seed, record in summary.completed.items():
         assert isinstance(record.outcome, Completed)
         m, identity = record.outcome.measurement, record.identity
@@ -206,12 +206,12 @@ def learnt_nothing(suite: Suite, summary: Summary) -> dict[int, float]:
             continue
         untrained, floor = min(known), m.source_loss or 0.0
         if untrained > floor and m.final_loss > untrained - LEAST_LEARNT * (untrained - floor):
-            found[seed] = untrained
-    return found
+            untrained_losses[seed] = untrained
+    return untrained_losses
 
 
 def learning_in_answer(suite: Suite, summaries: Sequence[Summary]) -> str:
-    """What the answer must not be read without, with a space before it; '' where every option learnt something."""
+    """A sentence for the answer, after a space, that options learnt nothing; '' where each learnt something."""
     names = [summary.name for summary in summaries if learnt_nothing(suite, summary)]
     who = "any option" if len(names) == len(summaries) else ", ".join(names)
     return f" Nothing was learnt by {who} (see the warnings): its quality says nothing." if names else ""
@@ -221,10 +221,10 @@ def learning_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[str]:
     """An alarm for every option that learnt nothing."""
     lines = []
     for summary in summaries:
-        if found := learnt_nothing(suite, summary):
-            seed, untrained = next(iter(found.items()))
+        if losses := learnt_nothing(suite, summary):
+            seed, untrained = next(iter(losses.items()))
             loss = f"a final loss of {summary.measurements[seed].final_loss:.2f} nats per token"
-            before = f"where an untrained model has {untrained:.2f}"
-            seeds = seeds_words(list(found))
-            lines.append(f"{summary.name}: ALARM: nothing was learnt: {loss}, {before} ({seeds})")
+            untrained_words = f"where an untrained model has {untrained:.2f}"
+            seeds = seeds_words(list(losses))
+            lines.append(f"{summary.name}: ALARM: nothing was learnt: {loss}, {untrained_words} ({seeds})")
     return lines

@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 
 from selectbench import units
-from selectbench.analysis.result import OwnBest, Ranking, Row, Tried
+from selectbench.analysis.result import OptionSearch, Ranking, Row, TriedSetting
 from selectbench.record.record import Completed, EvaluationPoint, GpuMeters, Inspection, Record, Series
 from selectbench.report.document import Chart, Ratio, labels, value_text
 from selectbench.suite.metrics import METRICS
@@ -437,7 +437,7 @@ def _search_charts(ranking: Ranking) -> list[Chart | None]:
     ]
 
 
-def _search_chart(ranking: Ranking, searched: Sequence[OwnBest], heading: str) -> Chart | None:
+def _search_chart(ranking: Ranking, searched: Sequence[OptionSearch], heading: str) -> Chart | None:
     kinds, lines = _drawn_options(ranking), []
     for best in searched:
         known = [((float(*t.values.values()), t.value), t) for t in best.tried if t.value is not None]
@@ -453,7 +453,7 @@ def _search_chart(ranking: Ranking, searched: Sequence[OwnBest], heading: str) -
     return _line_chart(heading, f"{len(lines)} options", axes, lines, _SEARCH_NOTE)
 
 
-def trial_text(best: OwnBest, trial: Tried) -> str:
+def trial_text(best: OptionSearch, trial: TriedSetting) -> str:
     """The figure of one trial of a search, or the outcome of one that failed."""
     figure = trial.outcome if trial.value is None else METRICS[best.metric].show(trial.value)
     return f"{figure} (chosen)" if trial.chosen else figure

@@ -10,7 +10,7 @@ from selectbench import units
 from selectbench.analysis.lanes import lane_lines, node_lines
 from selectbench.analysis.metrics import derive, is_unclean, observe, state_of
 from selectbench.analysis.recommendation import TIME_TO_LOSS_RULE
-from selectbench.analysis.result import NamedVerdict, OwnBest, Ranking, Reference, Row, Search
+from selectbench.analysis.result import NamedVerdict, OptionSearch, Ranking, Reference, Row, Search
 from selectbench.analysis.scores import RESAMPLES, SEED
 from selectbench.analysis.screening import screened_words
 from selectbench.analysis.summary import mean, summarise
@@ -419,17 +419,17 @@ def search_tables(search: Search) -> list[doc.Table]:
     return tables
 
 
-def _chosen(best: OwnBest) -> str:
+def _chosen(best: OptionSearch) -> str:
     if best.chosen is None:
         return "nothing worked: the suite's own values"
     return ", ".join(f"{path.rpartition('.')[2]} {value:g}" for path, value in best.chosen.items())
 
 
-def _tried(best: OwnBest) -> str:
+def _tried(best: OptionSearch) -> str:
     return "; ".join(f"{', '.join(f'{v:g}' for v in t.values.values())}: {trial_text(best, t)}" for t in best.tried)
 
 
-def _width(best: OwnBest) -> str:
+def _width(best: OptionSearch) -> str:
     """The width of the best values, `7.4x (0.0011 to 0.0081)`; a dash where several settings are tuned at once."""
     low, high = best.flat_low, best.flat_high
     if low is None or high is None:
@@ -439,7 +439,7 @@ def _width(best: OwnBest) -> str:
     return f"{at_least}{span} ({low:g} to {high:g})"
 
 
-def _edge_words(best: OwnBest, how: str) -> str:
+def _edge_words(best: OptionSearch, how: str) -> str:
     """`the best lies on the high edge of what was tried`, or of which settings; `how`: `fast` or `good`."""
     if best.chosen is None:
         return ""

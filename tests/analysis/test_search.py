@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from selectbench.analysis.tuning import (
     EXTENSIONS,
-    OwnBest,
+    OptionSearch,
     Search,
     search,
     speed_attempts,
@@ -74,7 +74,7 @@ def valley(best: dict[str, float]) -> Loss:
     return lambda option, values: 5.0 + math.log10(values[LR] / best[option]) ** 2
 
 
-def of(found: Search | None, option: str) -> OwnBest:
+def of(found: Search | None, option: str) -> OptionSearch:
     assert found is not None
     return next(own for own in found.tuning if own.option == option)
 
