@@ -47,7 +47,16 @@ if TYPE_CHECKING:
 Kind = Literal["trials", "options", "curves", "scores", "references"]
 AnySuite = str | Path | Mapping[str, Any]
 """A suite file, a shipped suite's name, YAML text, or a mapping as such a text has it."""
-_NOTEBOOK_SECTIONS = ("ranking", "warnings", "verdicts", "pictures", "scores", "references", "failures")
+_NOTEBOOK_SECTIONS = (
+    "ranking",
+    "warnings",
+    "verdicts",
+    "constraints",
+    "pictures",
+    "scores",
+    "references",
+    "failures",
+)
 """Sections of a report that notebooks show."""
 
 

@@ -56,6 +56,13 @@ def with_managed_state(allocator_bytes: int | None, m: Measurement | RankMemory)
     return None if allocator_bytes is None else allocator_bytes + (m.managed_state_bytes or 0)
 
 
+def memory_kind(m: Measurement) -> MemoryKind | None:
+    """Which of the two `peak_memory_bytes` is; None where neither was measured."""
+    if m.peak_memory_allocated_bytes is not None:
+        return "cuda_allocated"
+    return "cpu_pss_growth" if m.peak_pss_growth_bytes is not None else None
+
+
 def final_perplexity(m: Measurement) -> float | None:
     """exp(final_loss), per token of the job's own tokenizer (Jelinek et al. 1977)."""
     return None if m.final_loss is None else math.exp(m.final_loss)

@@ -12,7 +12,7 @@ from selectbench.analysis.factors import factor_view
 from selectbench.analysis.family import FEWEST_TO_PROPOSE, judgement_number
 from selectbench.analysis.identity import certify
 from selectbench.analysis.lanes import describe_lanes, describe_nodes, lane_count, lanes_in_answer, nodes_in_answer
-from selectbench.analysis.metrics import MemoryKind, is_unclean, state_of
+from selectbench.analysis.metrics import is_unclean, state_of
 from selectbench.analysis.recommendation import Figure, counts, figure, to_loss, verdicts, with_pareto, with_ratio
 from selectbench.analysis.result import Certificate, ExtraSeeds, Failure, MetricValue, Ranking, Row, Violation
 from selectbench.analysis.scores import score_differences
@@ -23,6 +23,8 @@ from selectbench.analysis.summary import (
     busy_warnings,
     centre,
     contest_trials,
+    memory_kinds,
+    memory_warnings,
     objective_gap,
     outcomes,
     ratio_warnings,
@@ -50,6 +52,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     contest = Contest(suite, summaries, comparable)
     rows = _rows(contest, certificates)
     done, planned = outcomes(summaries)
+    kinds = memory_kinds(summaries)
     doubts = [
         *([f"the run is incomplete: {planned - done} trials have no outcome"] if done < planned else []),
         *unscreened(suite, records),
@@ -58,7 +61,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
         *hardware.gpu_warnings(suite.device, summaries), *trial_warnings(summaries),
         *learning_warnings(suite, summaries), *plausibility_warnings(suite, summaries),
         *ratio_warnings(suite, summaries), *hardware.rank_warnings(suite.device, summaries),
-        *control_warnings(contest),
+        *memory_warnings(summaries), *control_warnings(contest),
     ]  # fmt: skip
     values = {
         name: {s.name: {**s.values.get(name, {}), **s.spoiled.get(name, {})} for s in summaries if s.completed}
@@ -72,18 +75,11 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
         f"{learning_in_answer(suite, summaries)}{repeats_in_answer(suite, records)}{lanes_in_answer(lanes)}"
         f"{nodes_in_answer(nodes, list(contest.of_rounds), suite.decide.objective)}",
         objective=suite.decide.objective, device=suite.device, quick=suite.quick, seeds=list(suite.seeds),
-        memory_kind=_memory_kind(suite, summaries), rows=rows, family=contest.declared(),
+        memory_kind=kinds[0] if len(kinds) == 1 else None, rows=rows, family=contest.declared(),
         verdicts=verdicts(contest, rows), factors=factor_view(suite, contest.summaries, rows),
         score_differences=score_differences(contest.baseline, rows, contest.summaries),
         warnings=[*warnings, *left_out, *doubts], lanes=lanes, nodes=nodes,
     )  # fmt: skip
-
-
-def _memory_kind(suite: Suite, summaries: Sequence[Summary]) -> MemoryKind | None:
-    """Of trials on GPUs the allocator's; None where no trial measured it."""
-    if not any(s.values["peak_memory_bytes"] or s.spoiled["peak_memory_bytes"] for s in summaries):
-        return None
-    return "cuda_allocated" if suite.device == "cuda" else "cpu_pss_growth"
 
 
 def _rows(contest: Contest, certificates: Mapping[str, Certificate]) -> list[Row]:
@@ -257,7 +253,8 @@ class _Answer:
         best, *others = self.ranked
         if len(self.suite.options) == 1:
             alone = "there is no other option to compare it with"
-            return f"{best.option}{self._by}: {figure(self.metric, best)}; {alone}."
+            title = f"{self.metric.title} " if self._by else ""
+            return f"{best.option}: {title}{figure(self.metric, best)}; {alone}."
         if not others:
             return f"{best.option} is the only option that could be ranked{self._by}: {self._with_ratio(best)}."
         if tied := [row for row in others if row.option in best.tied_with]:
@@ -346,7 +343,7 @@ class _Answer:
         no_pair = (
             f" {listed(apart)} shared no seed with {best.option}, so the two can't be compared." if apart else ""
         )
-        return f"Too close to call{self._by} between {names}: {figures}.{more}{no_pair}"
+        return f"Too close to call between {names}{self._by}: {figures}.{more}{no_pair}"
 
     def _open_candidates(self) -> str:
         """Rows that might come first if they were known to hold their constraints."""
@@ -426,7 +423,7 @@ class _Answer:
         parts = [f"Not ranked: {', '.join(unranked)}"] if unranked else []
         failed = [
             f"{row.option} ({len(row.failures)} of {row.planned}, {_failure_kinds(row)})"
-            for row in self.rows if row.failures and row.n
+            for row in self.rows if row.failures and row.n and not why.get(row.option)
         ]  # fmt: skip
         parts += [f"{'s' if parts else 'S'}ome seeds failed: {', '.join(failed)}"] if failed else []
         return f"{'; '.join(parts)}." if parts else ""
@@ -443,7 +440,7 @@ class _Answer:
             summary.unclean_words(self.metric.name): summary.only_spoiled(self.metric.name),
             "loss not reached": not_reached,
             "fails a constraint": "fails" in verdicts,
-            "figures missing": bool(row.constraint_failures),
+            "some seeds have no figure to rank by": bool(row.constraint_failures),
             "constraint undecided": "undecided" in verdicts and bool(self.ranked) and not self._beats(row),
             "too few seeds": row.eligible and bool(self.ranked),
         }

@@ -439,6 +439,18 @@ def objective_gap(suite: Suite, summary: Summary) -> str | None:
     return f"{metric} above 0 with every seed: not with {seeds_words(without)}" if only_some else None
 
 
+def memory_warnings(summaries: Sequence[Summary]) -> list[str]:
+    """One line where peaks of different kinds stand in one table."""
+    kinds = memory_kinds(summaries)
+    return [f"peak memory mixes different quantities: {', '.join(kinds)}"] if len(kinds) > 1 else []
+
+
+def memory_kinds(summaries: Sequence[Summary]) -> list[metrics.MemoryKind]:
+    """Which kinds of peak memory the completed trials measured, sorted."""
+    measurements = [m for summary in summaries for m in summary.measurements.values()]
+    return sorted({kind for m in measurements if (kind := metrics.memory_kind(m))})
+
+
 def ratio_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[str]:
     """What decides and has no ratio."""
     metrics_asked = [suite.decide.objective, *(parse_constraint(text).metric for text in suite.decide.constraints)]

@@ -532,10 +532,11 @@ def check_enough(prepared: Prepared, job: Job) -> None:
     less = f"less than one batch of global_batch_size {job.global_batch_size}"
     documents, taken_out = prepared.removed_documents + prepared.removed.get("in_training", 0), ""
     if documents or prepared.removed_lines:
-        taken_out = (
-            f" ({documents:,} held-out documents and {prepared.removed_lines:,} lines were taken out, as the "
-            "training text has them)"
-        )
+        counts = (
+            f"{number:,} {what}{'s' * (number != 1)}"
+            for number, what in ((documents, "held-out document"), (prepared.removed_lines, "line")) if number
+        )  # fmt: skip
+        taken_out = f" ({' and '.join(counts)} taken out, as the training text has them)"
     if pairs is not None:
         too_few = (
             f"of {len(pairs)} training pairs {whole} have no side longer than seq_len {job.seq_len}, {less}: "
@@ -555,10 +556,13 @@ def check_enough(prepared: Prepared, job: Job) -> None:
     if prepared.has_text and not prepared.heldout_tokens:
         none_held_out = f"nothing is left to score{taken_out}: give held-out text that is not trained on"
         if not taken_out:
+            cleaned = ", ".join(f"{count:,} {step}" for step, count in prepared.removed.items())
+            cleaned = f", and cleaning removed {cleaned}" if cleaned else ""
+            lines = ", put line breaks into it" if prepared.kind == "text" else ""
             none_held_out = (
-                f"nothing can be held out of so few documents as {prepared.train_documents:,} (text is cut at the "
-                "ends of its lines, and what is equal stays on one side): give more text, put line breaks into it, "
-                "give held-out text of its own (job.data: {train: ..., heldout: ...})"
+                f"nothing is left to score: of {prepared.documents_in:,} documents {prepared.train_documents:,} "
+                f"are trained on (what is equal stays on one side{cleaned}): give more text{lines}, or held-out "
+                "text of its own that passes cleaning (job.data: {train: ..., heldout: ...})"
             )
         none_held_out += ", or set eval: none"
     problems = [f"job.data: {too_few}"] if whole < job.global_batch_size else []

@@ -603,7 +603,11 @@ def _importable(code: Sequence[str]) -> Iterator[None]:
         sys.path[:] = path_before
         for name in set(sys.modules) - modules_before:
             file = getattr(sys.modules[name], "__file__", None)
-            if file and any(Path(file).is_relative_to(root) for root in import_roots(code)):
+            if (
+                file
+                and "site-packages" not in file
+                and any(Path(file).is_relative_to(r) for r in import_roots(code))
+            ):
                 del sys.modules[name]
 
 

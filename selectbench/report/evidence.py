@@ -233,11 +233,17 @@ def _job_sentence(suite: Suite) -> str:
         return _command_sentence(suite.command, suite)
     job = suite.built
     model = ", ".join(f"{k} {v}" for k, v in job.model.model_dump(exclude_none=True).items())
+    others = [
+        f"{name} in {own.max_steps:,} steps of {own.global_batch_size:,} after {own.lr_schedule.warmup_steps:,}"
+        for name, own in {option.name: suite.job_of(option) for option in suite.options}.items()
+        if (own.max_steps, own.lr_schedule.warmup_steps) != (job.max_steps, job.lr_schedule.warmup_steps)
+    ]
+    train = f" On the same sequences in steps of their own train {'; '.join(others)} of warm-up." if others else ""
     return (
         f"The job: {job.task}, device {suite.device}, model {model}; {job.max_steps:,} optimizer steps of "
         f"{job.global_batch_size:,} sequences of {job.seq_len:,} tokens ({job.tokens_per_step:,} tokens a step, "
         f"{job.tokens_per_step * job.max_steps:,} in all), learning rate {job.lr_schedule.name} after "
-        f"{job.lr_schedule.warmup_steps:,} steps of warm-up."
+        f"{job.lr_schedule.warmup_steps:,} steps of warm-up.{train}"
     )
 
 
@@ -269,8 +275,8 @@ def _comparison(suite: Suite, ranking: Ranking) -> Iterator[str]:
     names = known_metrics(ranking, [*family.thresholds]) or [family.objective]
     thresholds = ", ".join(f"{name} {family.thresholds[name]:.2g}" for name in names)
     tests = f"{family.tests} test{'s' * (family.tests > 1)}"
-    seeds = ", ".join(map(str, family.looks))
-    looks = f", and at most 5% in all judgements, which had {seeds} seeds" if seeds else ""
+    seeds = " and ".join(map(str, family.looks))
+    looks = f", and at most 5% over the judgements of this run, with {seeds} seeds" if seeds else ""
     yield (
         f"Options are compared within seeds, by {tests} in all: every option against the baseline by "
         f"{family.objective}, and every constraint. Any claim is false with a probability of at most "

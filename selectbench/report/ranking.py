@@ -449,7 +449,7 @@ def same_job_lines(ranking: Ranking, *, states_conventions: bool = False) -> lis
 
 
 def _difference_words(ranking: Ranking, rows: Sequence[Row]) -> str:
-    is_part = any(row.identity.comparable is False for row in ranking.rows)
+    is_part = len(rows) < sum(row.option != ranking.baseline for row in ranking.rows)
     other_rows = "every other comparable row" if is_part else "every other row"
     subject = one_line(rows[0].option) if len(rows) == 1 else other_rows
     references = _distinct(row.identity.compared_with for row in rows)

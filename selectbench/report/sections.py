@@ -152,7 +152,8 @@ def _constraint_section(ranking: Ranking) -> Iterator[doc.Section]:
         judged = {c.constraint for c in row.constraints}
         failures = (failure.partition(": ") for failure in row.constraint_failures)
         cells += ([row.option, name, "fails", value, ""] for name, _, value in failures if name not in judged)
-    if any(verdict != "not judged" for _, _, verdict, _, _ in cells):
+    reasons = {(verdict, detail) for _, _, verdict, detail, _ in cells}  # of one for all the answer speaks
+    if len(reasons) > 1 or any(verdict != "not judged" for verdict, _ in reasons):
         heads = ("option", "constraint", "verdict", "found", "to settle it")
         yield doc.Section("constraints", "Constraints", [doc.table("Constraints of each row", heads, (), cells)])
 

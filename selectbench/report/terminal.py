@@ -228,8 +228,8 @@ def plan_document(
     warnings = [*plan.warnings, *(line for line in notes if line not in obstacles)]
     return doc.Document(
         plan.suite.name, doc.warnings(warnings), plan.suite.question, answer, is_decided=not obstacles,
-        opening=(doc.Listing(obstacles, is_warning=True), doc.Listing(list(_plan_lines(plan))),
-                 _plan_table(plan, estimate), doc.Listing(details)),
+        opening=(*(doc.Paragraph(line, is_strong=True) for line in obstacles),
+                 doc.Listing(list(_plan_lines(plan))), _plan_table(plan, estimate), doc.Listing(details)),
     )  # fmt: skip
 
 

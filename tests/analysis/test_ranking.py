@@ -298,12 +298,11 @@ def test_other_doubts_become_warnings() -> None:
     assert "bf16: a recompilation voided a timed window" in text
 
 
-def test_what_peak_memory_is_follows_from_the_device() -> None:
-    suite = make_suite("fp32", BF16)
-    assert rank(suite, trials("fp32", [100] * 3)).memory_kind == "cpu_pss_growth"
-    assert rank(suite, trials("fp32", [100] * 3, peak_pss_growth_bytes=None)).memory_kind is None
-    on_gpus = make_suite("fp32", device="cuda")
-    assert rank(on_gpus, trials("fp32", [100] * 3)).memory_kind == "cuda_allocated"
+def test_kinds_of_memory_are_not_mixed_silently() -> None:
+    records = trials("fp32", [100] * 3) + trials("bf16", [1] * 3, peak_memory_allocated_bytes=5)
+    ranking = rank(make_suite("fp32", BF16), records)
+    assert ranking.memory_kind is None
+    assert "peak memory mixes different quantities" in ranking.warnings[0]
 
 
 def test_a_zero_of_the_baseline_gives_no_ratio() -> None:

@@ -158,7 +158,7 @@ def test_a_plan_says_first_that_its_run_cannot_start(tmp_path: Path) -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
     second = done.stdout.splitlines()[1]
-    assert second.startswith("warning: this run cannot start here: device cuda: no GPU is visible")
+    assert second.startswith("this run cannot start here: device cuda: no GPU is visible")
     assert done.stdout.count("cannot start here") == 1
 
 
