@@ -12,7 +12,7 @@ import numpy as np
 
 from selectbench import units
 from selectbench.analysis import family
-from selectbench.analysis.family import TestResult
+from selectbench.analysis.family import ClaimTest
 from selectbench.analysis.lanes import by_part, neighbour_metrics, part_by_seed
 from selectbench.analysis.metrics import finite
 from selectbench.analysis.result import Comparison, ConstraintVerdict, Decision, ExtraSeeds, Family
@@ -39,7 +39,7 @@ class BoundTest:
     is_far: bool = False
     """Whether every seed's value lies beyond `FAR` times an absolute bound, or below its inverse."""
 
-    def conclude(self, result: TestResult | None, settling: ExtraSeeds | None) -> ConstraintVerdict:
+    def conclude(self, result: ClaimTest | None, settling: ExtraSeeds | None) -> ConstraintVerdict:
         """The verdict from the test's result among its family; `result` None: there is no measure of spread."""
         estimate = self.test.difference.estimate
         verdict, detail = "undecided", f"{self.constraint.metric} is {self._estimate_words(estimate)}"
@@ -54,7 +54,7 @@ class BoundTest:
         settling = settling if verdict == "undecided" else None
         return answer(self.text, verdict, detail, p_adjusted=result.p_adjusted, settling=settling)
 
-    def _with_interval(self, detail: str, result: TestResult) -> str:
+    def _with_interval(self, detail: str, result: ClaimTest) -> str:
         around = 0.0 if self.constraint.relative else result.estimate
         low, high = ratio_of(result.low - around), ratio_of(result.high - around)
         if result.rejected or units.is_measurable(low, high):
@@ -189,7 +189,7 @@ class Contest:
         for text in [] if control else self.suite.decide.constraints:
             self.checks[summary.name, text] = check = self.check(text, summary)
             if isinstance(check, BoundTest) and is_baseline and check.constraint.relative:  # to itself
-                itself = TestResult(0.0, 0.0, 0.0, 1.0, 1.0, self.alpha)
+                itself = ClaimTest(0.0, 0.0, 0.0, 1.0, 1.0, self.alpha)
                 self.checks[summary.name, text] = check.conclude(itself, None)
             elif isinstance(check, BoundTest):
                 yield (summary.name, text), check.test
@@ -330,12 +330,12 @@ class Contest:
         excluded |= {"worse"} if self.baseline.name in self.flattered else set()
         return excluded | {"no_difference"} if excluded else excluded
 
-    def decision(self, result: TestResult | None) -> Decision:
+    def decision(self, result: ClaimTest | None) -> Decision:
         """The decision by the objective and its threshold; `result` None: no measure of spread."""
         more = self.objective.better == "more"
         return family.decide(result, self.threshold, more_is_better=more) if result else "undecided"
 
-    def comparison(self, against: str, difference: Difference, result: TestResult | None, tests: int) -> Comparison:
+    def comparison(self, against: str, difference: Difference, result: ClaimTest | None, tests: int) -> Comparison:
         """The comparison by the objective; `result` None: no measure of spread."""
         decision, settling = self.decision(result), None
         matters = math.log1p(self.threshold)

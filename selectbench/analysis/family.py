@@ -68,7 +68,7 @@ class HypothesisTest:
 
 
 @dataclass(frozen=True)
-class TestResult:
+class ClaimTest:
     """The result of one test of a family; estimate and ends are logarithms."""
 
     estimate: float
@@ -92,7 +92,7 @@ class TestResult:
 
 def judge_all(
     tests: Mapping[Key, HypothesisTest], alpha: float, total: int | None = None, *, further: int = 0
-) -> dict[Key, TestResult]:
+) -> dict[Key, ClaimTest]:
     """Results of all tests whose spread is known; the others are not in the family, which shares `alpha`.
 
     Those without any spread are decided by the values alone and take no part of alpha. `total`: how many the
@@ -110,7 +110,7 @@ def judge_all(
     p, adjusted, half = _p_and_widths(estimates - bounds, errors, dof, alpha, n_tests, least)
     low, high = agreeing_ends(estimates - half, estimates + half, estimates, bounds, adjusted <= alpha)
     columns = (estimates.tolist(), low.tolist(), high.tolist(), p.tolist(), adjusted.tolist())
-    return {key: TestResult(*row, alpha) for key, row in zip(known, zip(*columns, strict=True), strict=True)}
+    return {key: ClaimTest(*row, alpha) for key, row in zip(known, zip(*columns, strict=True), strict=True)}
 
 
 def _p_and_widths(
@@ -150,7 +150,7 @@ def agreeing_ends(
     return low, high
 
 
-def decide(result: TestResult, threshold: float, *, more_is_better: bool) -> Decision:
+def decide(result: ClaimTest, threshold: float, *, more_is_better: bool) -> Decision:
     """The two gates: the adjusted p, and a difference above the threshold (a share, such as 0.01)."""
     margin = math.log1p(threshold) + ROUNDING
     if result.rejected and abs(result.estimate) > margin:

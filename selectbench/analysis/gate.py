@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from selectbench.analysis.contest import BoundTest, answer, gap_answer, ratio_of, untested
-from selectbench.analysis.family import HypothesisTest, TestResult, alpha_of, decide, judge_all, judgement_number
+from selectbench.analysis.family import ClaimTest, HypothesisTest, alpha_of, decide, judge_all, judgement_number
 from selectbench.analysis.identity import certify
 from selectbench.analysis.result import ConstraintVerdict, Decision, Number, Shown
 from selectbench.analysis.screening import screened_words
@@ -168,7 +168,7 @@ def _comparison_alpha(run: ReadRun, reference: ReadRun) -> float:
 
 
 def _change(
-    suite: Suite, new: Summary, old: Summary, metric: str, difference: Difference, judged: TestResult | None
+    suite: Suite, new: Summary, old: Summary, metric: str, difference: Difference, judged: ClaimTest | None
 ) -> Change:
     better, threshold = METRICS[metric].better == "more", suite.threshold(metric)
     common = new.common(old, metric) if len(new.common(old, metric)) > 1 else None  # as `changes` does

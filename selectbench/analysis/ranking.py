@@ -432,6 +432,7 @@ class _Answer:
         """A word or two on why a row has no rank; '' where another sentence says it."""
         summary, verdicts = self.summaries[row.option], {c.verdict for c in row.constraints}
         not_reached = self.metric.name == SECONDS_TO_LOSS and bool(summary.not_reached)
+        failed = f"{len(row.failures)} of {row.planned} seeds: {_failure_kinds(row)}"
         reasons = {
             "did another job": bool(row.identity.violations),
             "screened out": summary.is_screened_out,
@@ -440,7 +441,7 @@ class _Answer:
             summary.unclean_words(self.metric.name): summary.only_spoiled(self.metric.name),
             "loss not reached": not_reached,
             "fails a constraint": "fails" in verdicts,
-            "some seeds have no figure to rank by": bool(row.constraint_failures),
+            failed if row.failures else "some seeds have no figure to rank by": bool(row.constraint_failures),
             "constraint undecided": "undecided" in verdicts and bool(self.ranked) and not self._beats(row),
             "too few seeds": row.eligible and bool(self.ranked),
         }

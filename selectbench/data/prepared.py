@@ -560,7 +560,7 @@ def check_enough(prepared: Prepared, job: Job) -> None:
             cleaned = f", and cleaning removed {cleaned}" if cleaned else ""
             lines = ", put line breaks into it" if prepared.kind == "text" else ""
             none_held_out = (
-                f"nothing is left to score: of {prepared.documents_in:,} documents {prepared.train_documents:,} "
+                f"nothing is left to score: {prepared.train_documents:,} of {prepared.documents_in:,} documents "
                 f"are trained on (what is equal stays on one side{cleaned}): give more text{lines}, or held-out "
                 "text of its own that passes cleaning (job.data: {train: ..., heldout: ...})"
             )

@@ -499,7 +499,7 @@ def test_the_text_must_fill_a_batch_and_an_evaluation(train, heldout, changes, w
 
 def test_what_the_training_text_has_too_is_told_where_too_little_is_left():
     leaky = dataclasses.replace(sized(65, 3), removed_documents=4, removed_lines=90, removed={"in_training": 2})
-    with pytest.raises(UserError, match=r"3 held-out tokens .*6 held-out documents and 90 lines were taken out"):
+    with pytest.raises(UserError, match=r"3 held-out tokens .*6 held-out documents and 90 lines taken out"):
         check_enough(leaky, job())
 
 
@@ -510,12 +510,20 @@ TWICE = [f"Line {n} of a text that both sides have." for n in range(300)]
 @pytest.mark.parametrize(
     ("train", "heldout", "words"),
     [
-        (LONG_LINE, None, "nothing can be held out of so few documents as 1 (text is cut at the ends of its lines"),
-        ("\n".join(TWICE), "\n".join(TWICE[:100]), "nothing is left to score (1 held-out documents and 100 lines"),
+        (
+            LONG_LINE,
+            None,
+            "nothing is left to score: 1 of 1 documents are trained on (what is equal stays on one side): give",
+        ),
+        (
+            "\n".join(TWICE),
+            "\n".join(TWICE[:100]),
+            "nothing is left to score (1 held-out document and 100 lines taken out, as",
+        ),
         (
             "\n".join(TWICE[:50]),
             "\n".join(TWICE[:50]),
-            "nothing is left to score (1 held-out documents and 0 lines",
+            "nothing is left to score (1 held-out document taken out, as",
         ),
     ],
 )
