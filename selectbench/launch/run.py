@@ -285,11 +285,12 @@ def attend(run: SlurmRun, display: Display, notify: Notify) -> Result | None:
             for record in (record for r in rounds for record in r.ended if isinstance(record.outcome, Completed)):
                 display.time_left.walls.setdefault(record.trial.option, []).append(record.wall_seconds)
                 display.time_left.completed.add(record.trial.option)
-            display.note(f"what its jobs say: {run.folder / ROUNDS}/*/job.log")
         display.lanes = sum(r.task is not None and r.task.state == "RUNNING" for r in rounds)
         states_before = {r.number: r.state for r in before}
         if changed := [r for r in rounds if states_before.get(r.number) != r.state]:
             display.note(states(changed))
+        if not before:
+            display.note(f"what its jobs say: {run.folder / ROUNDS}/*/job.log")
         before[:] = rounds
         for r in rounds:
             for record in r.ended:
