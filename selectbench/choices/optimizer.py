@@ -51,9 +51,10 @@ def decay_groups(
 def parameter_uses(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Parameter, str]]:
     """Every parameter, tied ones once, and what it is used as: `matrix`, `embedding`, `convolution` or `other`.
 
-    A run of the model has shown it (`worker.observation.ModelBehaviour`): experts' stacked biases and the decay rates
-    of a state space are no matrices, however many dimensions they have. A module that did not run in it is judged by
-    its class; in a model that was not run so, own code for instance, whatever has two or more dimensions is a matrix.
+    A run of the model has shown it (`worker.observation.ModelBehaviour`): experts' stacked biases and the decay
+    rates of a state space are no matrices, however many dimensions they have. A module that did not run in it is
+    judged by its class; in a model that was not run so, own code for instance, whatever has two or more dimensions
+    is a matrix.
     """
     import torch
 
