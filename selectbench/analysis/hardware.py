@@ -11,6 +11,7 @@ from selectbench.analysis.summary import LEFT_SHARE_TOLERATED, Summary, centre, 
 from selectbench.choices import Choices
 from selectbench.planning.memory import expected_states
 from selectbench.record.record import Failed, GpuMeters, Identity, RankMemory
+from selectbench.suite.metrics import GPU_STATE, GpuFigure
 
 # What a row says of its ranks: how many, the memory of each, how speed grew with them.
 
@@ -185,10 +186,7 @@ def gpu_row(summary: Summary) -> GpuRow | None:
         energy_method=max(methods, key=metrics.BY_TRUST.index) if methods else None,
         energy_unknown=Unknown.by_reason({seed: e.reason for seed, e in energies.items()}),
         memory=_device_memory(summary), arithmetic=_arithmetic(summary, counting),
-        mean_utilization=mean(_known_figures(trials, "mean_utilization")),
-        mean_sm_clock_hertz=mean(_known_figures(trials, "mean_sm_clock_hertz")),
-        mean_memory_clock_hertz=mean(_known_figures(trials, "mean_memory_clock_hertz")),
-        highest_temperature_celsius=max(_known_figures(trials, "highest_temperature_celsius"), default=None),
+        state={figure.name: _over_trials(trials, figure) for figure in GPU_STATE},
         clock_limit_shares=_clock_limit_shares(trials),
     )  # fmt: skip
 
@@ -220,6 +218,12 @@ def _clock_limit_shares(trials: GpusByTrial) -> dict[str, float] | None:
 def _known_figures(trials: GpusByTrial, figure: str) -> list[float]:
     """A figure of every GPU that has it."""
     return [value for trial in trials for gpu in trial if (value := getattr(gpu, figure)) is not None]
+
+
+def _over_trials(trials: GpusByTrial, figure: GpuFigure) -> float | None:
+    """The figure over GPUs and trials; None: no GPU has it."""
+    values = _known_figures(trials, figure.name)
+    return mean(values) if figure.of == "mean of timed windows" else max(values, default=None)
 
 
 def _mean_of_largest(trials: GpusByTrial, figure: str) -> float | None:

@@ -276,13 +276,8 @@ class GpuRow(Shown):
     energy_unknown: list[Unknown]
     memory: DeviceMemory
     arithmetic: Arithmetic
-    mean_utilization: Number | None
-    """Share of time that something ran, inside the timed windows."""
-    mean_sm_clock_hertz: Number | None
-    mean_memory_clock_hertz: Number | None
-    """Inside the timed windows, as the other."""
-    highest_temperature_celsius: Number | None
-    """The highest of any GPU and seed."""
+    state: dict[str, Number | None]
+    """The figures of `suite.metrics.GPU_STATE` by name: means over GPUs and seeds, or the highest of any."""
     clock_limit_shares: dict[str, Number] | None
     """By reason that held the clocks down, the share of readings in which it did; None: not known."""
 
@@ -440,8 +435,9 @@ class Nodes(Parts):
     """Over how many nodes and ranks a trial ran, and how far clocks were off; empty: on one node."""
 
 
-SCHEMA_VERSION = 2
-"""Grows when a key's meaning changes; keys are added without it. With 1, rows were dominated by means too."""
+SCHEMA_VERSION = 3
+"""Grows when a key's meaning changes; keys are added without it. With 1, rows were dominated by means too;
+with 2, the figures of a row's `gpu.state` were keys of `gpu`."""
 
 
 class MetricValue(Shown):

@@ -20,6 +20,7 @@ from selectbench.gpu.sampler import Columns, Floats, GpuSamples, Sampler, write_
 from selectbench.record.environment import stored_rates
 from selectbench.record.record import GpuMeters, Meters, Series
 from selectbench.record.wire import Finished, Measure
+from selectbench.suite.metrics import GPU_STATE, GpuFigure
 from selectbench.suite.suite import MeterSettings
 
 
@@ -227,6 +228,7 @@ def gpu_meters(samples: GpuSamples, before: Use, moments: Moments, rates: dict[s
     power, used = state.known("instant_power_watts"), _values(memory, "used_bytes", [moments.training or whole])
     totals, reserved = (memory.known(name)[1] for name in ("total_bytes", "reserved_bytes"))
     timed = moments.timed or [whole]  # the state of a failed trial's GPU is that of its whole life
+    figures: dict[str, Any] = {figure.name: _reduced(state, figure, timed, whole) for figure in GPU_STATE}
     return GpuMeters(
         name=samples.gpu.name, pci_bus_id=samples.gpu.pci_bus_id, is_mig=samples.gpu.is_mig,
         memory_total_bytes=(int(totals[-1]) if len(totals) else 0) or samples.gpu.memory_total_bytes,
@@ -239,10 +241,7 @@ def gpu_meters(samples: GpuSamples, before: Use, moments: Moments, rates: dict[s
         counter_joules=_sum([_counted(*state.known("energy_joules"), window) for window in moments.timed]),
         instant_power_joules=_sum([_integral(*power, window) for window in moments.timed]),
         average_power_joules=_by_average(*state.known("average_power_watts"), moments.timed),
-        mean_utilization=_reduced(state, "utilization", timed, np.mean),
-        mean_sm_clock_hertz=_reduced(state, "sm_clock_hertz", timed, np.mean),
-        mean_memory_clock_hertz=_reduced(state, "memory_clock_hertz", timed, np.mean),
-        highest_temperature_celsius=_reduced(state, "temperature_celsius", [whole], np.max),
+        **figures,
         clock_limit_shares=_clock_limit_shares(state, timed),
         other_processes=samples.tenancy.others(), problem=samples.problem, matmul_flops_per_second=rates,
         memory_series=_decimated(*memory.known("used_bytes"), whole, highest=True),
@@ -267,12 +266,11 @@ def _values(columns: Columns, name: str, stretches: Sequence[Stretch]) -> Floats
     return inside
 
 
-def _reduced(
-    columns: Columns, name: str, stretches: Sequence[Stretch], reduce: Callable[[Floats], Any]
-) -> float | None:
-    """The mean or maximum of a column inside the stretches; None: it has no readings there."""
-    values = _values(columns, name, stretches)
-    return float(reduce(values)) if len(values) else None
+def _reduced(state: Columns, figure: GpuFigure, timed: Sequence[Stretch], whole: Stretch) -> float | None:
+    """The figure over a trial; None: there are no readings for it."""
+    is_mean = figure.of == "mean of timed windows"
+    values = _values(state, figure.reading, timed if is_mean else [whole])
+    return float(values.mean() if is_mean else values.max()) if len(values) else None
 
 
 def _clock_limit_shares(state: Columns, stretches: Sequence[Stretch]) -> dict[str, float] | None:

@@ -17,6 +17,7 @@ from selectbench.record.run_folder import MODEL, TRIALS
 from selectbench.report import document as doc
 from selectbench.report.ranking import figure, known_metrics, unknown_state_lines
 from selectbench.suite.command import CommandJob
+from selectbench.suite.metrics import GPU_STATE
 from selectbench.suite.suite import MachineChoice, Suite
 from selectbench.text import one_line
 
@@ -70,11 +71,10 @@ def gpu_section(ranking: Ranking) -> list[doc.Section]:
         return []
     names = ", ".join(dict.fromkeys(name for _, gpu in rows for name in gpu.names))
     blocks: list[doc.Block] = [doc.Paragraph(f"Trained on {names}.")] if names else []
-    heads = ("SM clock", "memory clock", "highest temperature", "utilisation", "power cap")
+    heads = (*(figure.heading for figure in GPU_STATE), "power cap")
     blocks.append(doc.table("State and clocks of the GPUs", ("option", "state"), heads, (
         [row.option, ", ".join(f"{count} {verdict}" for verdict, count in gpu.states.items()),
-         *(doc.Amount(clock, units.megahertz) for clock in (gpu.mean_sm_clock_hertz, gpu.mean_memory_clock_hertz)),
-         doc.Amount(gpu.highest_temperature_celsius, units.celsius), doc.Amount(gpu.mean_utilization, units.share),
+         *(doc.Amount(gpu.state[figure.name], figure.show) for figure in GPU_STATE),
          doc.Amount(None if caps is None else caps.get(metrics.POWER_CAP, 0.0), units.share)]
         for row, gpu, caps in ((row, gpu, gpu.clock_limit_shares) for row, gpu in rows)
     )))  # fmt: skip

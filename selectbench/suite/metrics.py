@@ -1,7 +1,8 @@
 """The catalogue of metrics, which constraints, decisions, tuning, gates and all reports read, and bounds on them.
 
 To add a metric that the worker measures already, add its entry, with `measured_as` naming the measurement's key.
-One that has a formula of its own gets that in `selectbench.analysis.metrics`.
+One that has a formula of its own gets that in `selectbench.analysis.metrics`. To add a figure of the GPUs' state,
+add its reading to `gpu.devices.StateReading`, its key to `record.record.GpuMeters` and its entry to GPU_STATE.
 """
 
 from __future__ import annotations
@@ -232,6 +233,31 @@ _own_metrics: dict[str, Metric] = {}
 """Metrics of own code of every suite that this process has read: it may make reports of several."""
 _last_declared: list[str] = []
 """Names of the metrics of own code of the suite that was read last, for hints."""
+
+
+@dataclass(frozen=True)
+class GpuFigure:
+    """One figure of the GPUs' state, which is displayed and not compared."""
+
+    name: str
+    """Its key in `record.record.GpuMeters` and in ranking.json."""
+    reading: str
+    """The reading of `gpu.devices.StateReading` that it is made of."""
+    of: Literal["mean of timed windows", "highest of whole trial"]
+    """Over a trial, and in the same way over an option's GPUs and trials."""
+    heading: str
+    show: Callable[[float | None], str]
+
+
+GPU_STATE = (
+    GpuFigure("mean_sm_clock_hertz", "sm_clock_hertz", "mean of timed windows", "SM clock", units.megahertz),
+    GpuFigure("mean_memory_clock_hertz", "memory_clock_hertz", "mean of timed windows", "memory clock",
+              units.megahertz),
+    GpuFigure("highest_temperature_celsius", "temperature_celsius", "highest of whole trial", "highest temperature",
+              units.celsius),
+    GpuFigure("mean_utilization", "utilization", "mean of timed windows", "utilisation", units.share),
+)  # fmt: skip
+"""In the order of their table's columns."""
 
 
 class Catalogue(dict[str, Metric]):

@@ -212,7 +212,7 @@ def test_ranking_json_says_how_energy_came_about_and_what_is_not_known() -> None
     assert gpu["states"] == {"clean": 2, "throttled": 1}
     assert [state["verdict"] for state in gpu["by_seed"]] == ["clean", "clean", "throttled"]
     assert gpu["clock_limit_shares"] == {"sw_power_cap": 0.4, "hw_thermal_slowdown": 0.0}
-    assert gpu["highest_temperature_celsius"] == 61
+    assert gpu["state"]["highest_temperature_celsius"] == 61
 
 
 def test_records_without_meters_have_no_gpu() -> None:
