@@ -55,7 +55,6 @@ from selectbench.data.tokenizer import (
     check_unknown,
     make_tokenizer,
     pinned,
-    pretrained_key,
 )
 from selectbench.errors import NotDownloadedError, UserError
 from selectbench.suite.sources import Cleaning, Dataset, DataSource, Kind, MarkovSource, TokenFile
@@ -121,8 +120,7 @@ def _plan_preparation(
     packages += ["transformers"] if isinstance(tokenizer, PretrainedTokenizer) else []
     versions = " ".join(f"{name} {sources.require(name)}" for name in packages)
     if isinstance(tokenizer, PretrainedTokenizer):
-        tokenizer = pinned(tokenizer)
-        tokenizer_key = pretrained_key(tokenizer)
+        tokenizer, tokenizer_key = pinned(tokenizer)
     corpora = [sources.open_corpus(part, notify, code) for part in data.parts]
     for corpus in corpora:
         if corpus.key is None:

@@ -52,15 +52,13 @@ def cache_root() -> Path:
 def folder_lock(final: Path, notify: Callable[[str], None]) -> Iterator[None]:
     """Lock a folder's preparation against other processes of this node, where the disk has locks."""
     path = final.with_name(f".unfinished-{final.name}.lock")
-    until = time.monotonic() + 3600.0  # after that it is made twice, and one of both stays
     with ExitStack() as stack:
         with suppress(OSError):  # without a lock it goes on; a folder that can't be written fails later
             path.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(path.open("ab"))
             if not lock(file.fileno(), wait=False):
                 notify(f"waiting for another process, which prepares {final}")
-                while time.monotonic() < until and not lock(file.fileno(), wait=False):
-                    time.sleep(0.2)
+                lock(file.fileno(), wait=True)
         try:
             yield
         finally:
@@ -601,20 +599,15 @@ class Samples:
 
             tokenizer = Tokenizer.from_file(str(prepared.folder / TOKENIZER))
 
-        def decode(ids: list[int]) -> str:
-            return (
-                " ".join(map(str, ids)) if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=False)
-            )
+        def decoded(tokens: npt.NDArray[Any]) -> list[str]:
+            starts = [len(tokens) * number // SAMPLES for number in range(SAMPLES)]  # evenly spread
+            parts: list[list[int]] = [tokens[start : start + SAMPLE_TOKENS].tolist() for start in starts]
+            if tokenizer is None:
+                return [" ".join(map(str, part)) for part in parts if part]
+            return [tokenizer.decode(part, skip_special_tokens=False) for part in parts if part]
 
         digests = {}
         for name in (f"{TRAIN}.bin", f"{HELDOUT}.bin"):
             with (prepared.folder / name).open("rb") as file:
                 digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-
-        def decoded(tokens: npt.NDArray[Any]) -> list[str]:
-            starts = [len(tokens) * number // SAMPLES for number in range(SAMPLES)]  # evenly spread
-            parts: list[list[int]] = [tokens[start : start + SAMPLE_TOKENS].tolist() for start in starts]
-            return [decode(part) for part in parts if part]
-
-        training, heldout = decoded(prepared.train()), decoded(prepared.heldout())
-        return cls(training, heldout, digests, targets(prepared, job))
+        return cls(decoded(prepared.train()), decoded(prepared.heldout()), digests, targets(prepared, job))

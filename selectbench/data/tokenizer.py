@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -101,21 +101,16 @@ def _folder(spec: PretrainedTokenizer) -> Path:
     return fetch_snapshot("tokenizer.pretrained", spec.pretrained, spec.revision, files)
 
 
-def pinned(spec: PretrainedTokenizer) -> PretrainedTokenizer:
-    """The tokenizer at the hub's current commit, so that the key's content is loaded. Raises UserError."""
-    folder = _folder(spec)
-    return spec if folder == Path(spec.pretrained) else spec.model_copy(update={"revision": folder.name})
-
-
-def pretrained_key(spec: PretrainedTokenizer) -> str:
-    """A key of the content of its files. Raises UserError where it is unavailable."""
-    folder = _folder(spec)
-    digest = hashlib.sha256()
+def pinned(spec: PretrainedTokenizer) -> tuple[PretrainedTokenizer, str]:
+    """The tokenizer at the hub's current commit, and a key of its files' content. Raises UserError."""
+    folder, digest = _folder(spec), hashlib.sha256()
+    if folder != Path(spec.pretrained):
+        spec = spec.model_copy(update={"revision": folder.name})
     for path in sorted(folder.iterdir()):
         if path.suffix in _SUFFIXES and path.is_file():
             content = path.read_bytes()
             digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
-    return f"pretrained {digest.hexdigest()}"
+    return spec, f"pretrained {digest.hexdigest()}"
 
 
 # Training of a unigram language model over pieces of words (Kudo 2018, arXiv:1804.10959, section 3.2).
@@ -144,6 +139,7 @@ _UNKNOWN_PIECE = "\u2047"
 """Sentencepiece requires an unknown piece: this character stands for no byte, so no text can spell it."""
 
 Counted = Sequence[tuple[str, int]]
+Number = TypeVar("Number", int, float)
 
 
 def train_pieces(counted: Mapping[str, int], alphabet: Sequence[str], pieces: int) -> list[tuple[str, float]]:
@@ -161,11 +157,12 @@ def train_pieces(counted: Mapping[str, int], alphabet: Sequence[str], pieces: in
     candidates = [*sorted(single.items()), *_candidates(parts, CANDIDATES_PER_PIECE * pieces)]
     trained = _train_with_sentencepiece(parts, candidates, len(single) + pieces)
     every_byte = {byte: trained.pop(byte, ABSENT) for byte in alphabet}
-    return _likeliest_first([*every_byte.items(), *_likeliest_first(trained.items())[:pieces]])
+    return _ranked([*every_byte.items(), *_ranked(trained.items(), pieces)])
 
 
-def _likeliest_first(scored: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
-    return sorted(scored, key=lambda item: (-item[1], item[0]))
+def _ranked(scored: Iterable[tuple[str, Number]], most: int | None = None) -> list[tuple[str, Number]]:
+    """The items, the highest numbers first, equal ones by their text; `most`: at most so many."""
+    return sorted(scored, key=lambda item: (-item[1], item[0]))[:most]
 
 
 def _parts(counted: Mapping[str, int]) -> Counted:
@@ -173,7 +170,7 @@ def _parts(counted: Mapping[str, int]) -> Counted:
     for word, count in counted.items():
         for start in range(0, len(word), LONGEST_UNIGRAM_WORD):
             parts[word[start : start + LONGEST_UNIGRAM_WORD]] += count
-    return heapq.nsmallest(MOST_PARTS, parts.items(), key=lambda item: (-item[1], item[0]))
+    return _ranked(parts.items(), MOST_PARTS)
 
 
 def _candidates(parts: Counted, most: int) -> Iterator[tuple[str, int]]:
@@ -344,8 +341,8 @@ def _counted_words(documents: Iterable[str], waiting: Callable[[], None] = lambd
     counts: Counter[str] = Counter()
     for texts in batches(documents, STRETCH):
         counts.update(_count_words(texts, waiting))
-        counts = _most_frequent(counts, 4 * MOST_WORDS)
-    return _most_frequent(counts, MOST_WORDS)
+        counts = Counter(dict(_ranked(counts.items(), 4 * MOST_WORDS)))
+    return dict(_ranked(counts.items(), MOST_WORDS))
 
 
 def _count_words(texts: list[str], waiting: Callable[[], None]) -> dict[str, int]:
@@ -361,13 +358,6 @@ def _count_words(texts: list[str], waiting: Callable[[], None]) -> dict[str, int
         ids = itertools.chain.from_iterable(encoding.ids for encoding in encodings)
         counts += np.bincount(np.fromiter(ids, np.int64), minlength=len(counts))
     return {word: int(counts[number]) for word, number in words.get_vocab().items() if word != UNKNOWN}
-
-
-def _most_frequent(counts: Counter[str], most: int) -> Counter[str]:
-    if len(counts) <= most:
-        return counts
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return Counter(dict(ranked[:most]))
 
 
 def batches(documents: Iterable[str], characters: int) -> Iterator[list[str]]:

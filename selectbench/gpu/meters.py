@@ -178,16 +178,15 @@ class Watching:
         devices = done.devices if done else []
         if devices and (difference := first_difference(devices, [samples.gpu for samples in self.samples])):
             return Meters(problem=f"torch trained on other GPUs than those that were metered: {difference}")
-        moments = Moments(
-            self.launched, self.ended, done.timed_windows if done else [], done.training_window if done else None
-        )
+        windows, training = (done.timed_windows, done.training_window) if done else ([], None)
+        whole = self.launched, self.ended
         return Meters(
             gpus=[
-                gpu_meters(samples, use, moments, stored_rates(samples.gpu.uuid))
+                gpu_meters(samples, use, stored_rates(samples.gpu.uuid), whole, windows, training)
                 for samples, use in zip(self.samples, self.before, strict=True)
             ],
             settled=self.settled,
-            timed_windows=[(begin - self.launched, end - self.launched) for begin, end in moments.timed],
+            timed_windows=[(begin - self.launched, end - self.launched) for begin, end in windows],
         )
 
 
@@ -207,27 +206,20 @@ POINTS = 64
 Stretch = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Times of a trial by `time.perf_counter`."""
-
-    launched: float
-    ended: float
-    timed: list[Stretch]
-    """The timed windows, adjacent ones joined; empty where the trial failed."""
-    training: Stretch | None
-    """Training up to the first evaluation; None where the trial failed."""
-
-
-def gpu_meters(samples: GpuSamples, before: Use, moments: Moments, rates: dict[str, float]) -> GpuMeters:
+def gpu_meters(
+    samples: GpuSamples, before: Use, rates: dict[str, float], whole: Stretch, windows: Sequence[Stretch],
+    training: Stretch | None,
+) -> GpuMeters:  # fmt: skip
     """One GPU's part of the record.
 
-    `before`: its use right before the trial; `rates`: of large matrix products on it, FLOP/s by dtype.
+    `before`: its use right before the trial; `rates`: of large matrix products on it, FLOP/s by dtype. Times are by
+    `time.perf_counter`. `whole`: from launch to end; `windows`: the timed windows, adjacent ones joined, and
+    `training`: up to the first evaluation; [] and None where the trial failed.
     """
-    memory, state, whole = samples.memory, samples.state, (moments.launched, moments.ended)
-    power, used = state.known("instant_power_watts"), _values(memory, "used_bytes", [moments.training or whole])
+    memory, state = samples.memory, samples.state
+    power, used = state.known("instant_power_watts"), _values(memory, "used_bytes", [training or whole])
     totals, reserved = (memory.known(name)[1] for name in ("total_bytes", "reserved_bytes"))
-    timed = moments.timed or [whole]  # the state of a failed trial's GPU is that of its whole life
+    timed = windows or [whole]  # the state of a failed trial's GPU is that of its whole life
     figures: dict[str, Any] = {figure.name: _reduced(state, figure, timed, whole) for figure in GPU_STATE}
     return GpuMeters(
         name=samples.gpu.name, pci_bus_id=samples.gpu.pci_bus_id, is_mig=samples.gpu.is_mig,
@@ -237,10 +229,10 @@ def gpu_meters(samples: GpuSamples, before: Use, moments: Moments, rates: dict[s
         driver_reserved_bytes=int(reserved[-1]) if len(reserved) else None,
         memory_readings=len(used),
         readings=int(_inside(state.times(), timed).sum()),
-        metered_seconds=sum(end - begin for begin, end in moments.timed),
-        counter_joules=_sum([_counted(*state.known("energy_joules"), window) for window in moments.timed]),
-        instant_power_joules=_sum([_integral(*power, window) for window in moments.timed]),
-        average_power_joules=_by_average(*state.known("average_power_watts"), moments.timed),
+        metered_seconds=sum(end - begin for begin, end in windows),
+        counter_joules=_sum([_counted(*state.known("energy_joules"), window) for window in windows]),
+        instant_power_joules=_sum([_integral(*power, window) for window in windows]),
+        average_power_joules=_by_average(*state.known("average_power_watts"), windows),
         **figures,
         clock_limit_shares=_clock_limit_shares(state, timed),
         other_processes=samples.tenancy.others(), problem=samples.problem, matmul_flops_per_second=rates,
@@ -290,12 +282,9 @@ def _sum(parts: Sequence[float | None]) -> float | None:
 
 def _is_covered(times: Floats, stretch: Stretch) -> bool:
     """Whether readings span the stretch with no gap longer than LONGEST_GAP_SECONDS."""
-    around = np.concatenate(([stretch[0]], times[_inside(times, [stretch])], [stretch[1]]))
-    before, after = times[times <= stretch[0]], times[times >= stretch[1]]
-    if not len(before) or not len(after):
-        return False
-    around[0], around[-1] = before[-1], after[0]
-    return bool(np.diff(around).max() <= LONGEST_GAP_SECONDS)
+    first, last = np.searchsorted(times, stretch[0], "right") - 1, np.searchsorted(times, stretch[1])
+    spans = first >= 0 and last < len(times)
+    return bool(spans and (np.diff(times[first : last + 1]) <= LONGEST_GAP_SECONDS).all())
 
 
 def _counted(times: Floats, joules: Floats, stretch: Stretch) -> float | None:

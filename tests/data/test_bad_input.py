@@ -59,7 +59,8 @@ ARRAY = [json.dumps(row).encode() for row in GOOD]
         (b"[1, [2]]", "item 4: a list was found, an object was expected"),
         (b"null", "item 4: null was found, an object was expected"),
         (b'{"txt": "a"}', "item 4: there is no field 'text', text was expected"),
-        (b'{"text": "caf\xe9"}', "item 4 holds bytes that are not UTF-8"),
+        (b'{"text": "caf\xe9"}', "item 4 is not JSON: 'utf-8' codec can't decode byte 0xe9"),
+        (b'{"text": "a", "text": "b"}', "item 4 is not JSON: an object has the key 'text' twice"),
     ],
 )
 def test_a_bad_item_of_an_array_is_refused_or_dropped_alone(bad, words, tmp_path):
@@ -73,13 +74,16 @@ def test_a_bad_item_of_an_array_is_refused_or_dropped_alone(bad, words, tmp_path
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"[" + b",".join(ARRAY), "item 20 of a JSON array: it breaks off"),
-        (b"[" + b",".join(ARRAY)[:-9], "item 20 of a JSON array"),
-        (b"[" + ARRAY[0] + b", {text: 3}, " + ARRAY[1] + b"]", "item 2 of a JSON array: Expecting property name"),
-        (b"[" + b",".join(ARRAY) + b"]\n" + ARRAY[0], "goes on after the end of a JSON array"),
-        (b"[" * 100_000, "item 1 of a JSON array"),
+        (b"[" + b",".join(ARRAY), "is a damaged JSON array: Input data was truncated"),
+        (b"[" + b",".join(ARRAY)[:-9], "is a damaged JSON array: Input data was truncated"),
+        (
+            b"[" + ARRAY[0] + b", {text: 3}, " + ARRAY[1] + b"]",
+            "is a damaged JSON array: JSON is malformed: expected",
+        ),
+        (b"[" + b",".join(ARRAY) + b"]\n" + ARRAY[0], "is a damaged JSON array: JSON is malformed: trailing"),
+        (b"[" * 100_000, "is a damaged JSON array: "),
         (b"[]", "has no text"),
-        (b"[", "item 1 of a JSON array"),
+        (b"[", "is a damaged JSON array: Input data was truncated"),
     ],
 )
 @pytest.mark.parametrize("cleaning", [Cleaning(), DROP])

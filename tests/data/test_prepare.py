@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -545,9 +546,17 @@ def test_text_of_which_nothing_can_be_held_out_is_refused(train, heldout, words,
 def test_the_training_of_a_tokenizer_says_that_it_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr("selectbench.data.prepare.SECONDS_BETWEEN", 0.0)
     (tmp_path / "a.txt").write_text("\n".join(TWICE))
-    said = []
-    prepare(texts(tmp_path / "a.txt"), BPE, notify=said.append)
-    assert any(re.fullmatch(r"training the tokenizer: \S+ (s|ms|min) so far", line) for line in said), said
+    said, told = [], threading.Event()
+
+    def notify(line):
+        said.append(line)
+        if re.fullmatch(r"training the tokenizer: \S+ (s|ms|min) so far", line):
+            told.set()
+        if line == "training the tokenizer":  # in the thread that trains: it may not end before it was waited for
+            assert told.wait(60), said
+
+    prepare(texts(tmp_path / "a.txt"), BPE, notify=notify)
+    assert told.is_set(), said
 
 
 def test_epochs_count_sequences():

@@ -15,7 +15,7 @@ import torch
 from launch.harness import Workplace
 
 from selectbench.gpu.devices import devices_of_torch, first_difference, gpus, use_of
-from selectbench.gpu.meters import TOLERANCE_BYTES, Moments, gpu_meters, settle
+from selectbench.gpu.meters import TOLERANCE_BYTES, gpu_meters, settle
 from selectbench.gpu.sampler import Sampler
 from selectbench.record.record import GpuMeters
 from selectbench.suite.suite import MeterSettings
@@ -53,7 +53,7 @@ def busy() -> GpuMeters:
     del held
     torch.cuda.empty_cache()
     (samples,) = sampler.stop()
-    return gpu_meters(samples, before[0], Moments(launched, time.perf_counter(), [timed], timed), {})
+    return gpu_meters(samples, before[0], {}, (launched, time.perf_counter()), [timed], timed)
 
 
 def test_torch_and_nvml_agree_on_the_devices() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selectbench.gpu.devices import Gpu, MemoryReading, StateReading, Tenant, Use
-from selectbench.gpu.meters import POINTS, Moments, gpu_meters
+from selectbench.gpu.meters import POINTS, gpu_meters
 from selectbench.gpu.sampler import GpuSamples
 from selectbench.record.record import GpuMeters
 
@@ -51,7 +51,7 @@ def reduced(
     """Stretches in seconds since the launch."""
     stretches = [(LAUNCHED + begin, LAUNCHED + end) for begin, end in timed]
     first = None if training is None else (LAUNCHED + training[0], LAUNCHED + training[1])
-    return gpu_meters(samples, IDLE, Moments(LAUNCHED, LAUNCHED + seconds, stretches, first), {})
+    return gpu_meters(samples, IDLE, {}, (LAUNCHED, LAUNCHED + seconds), stretches, first)
 
 
 @given(
