@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
 
 # Models of transformers: GPT-2 and Llama for `task: causal_lm`, BERT for `masked_lm`, T5 and BART for `seq2seq`.
 #
-# The parameter counts are the families' own formulas, so that `plan` needs no torch; a test holds them against the
-# real models.
-
-
 Width = Annotated[int, Field(ge=1, le=1 << 17)]
 Layers = Annotated[int, Field(ge=1, le=4096)]
 VocabularySize = Annotated[int, Field(ge=2, le=1 << 24)]
@@ -55,11 +52,7 @@ class Architecture(Strict):
 
     def longest_sequence(self) -> int | None:
         """Positions that the model has; None: as many as the job needs, or unknown before it is built."""
-        return None
-
-    def parameters(self, vocab_size: int, seq_len: int) -> int | None:
-        """Number of parameters, tied ones once; None: unknown before the model is built."""
-        return None
+        return getattr(self, "n_positions", None)
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -69,8 +62,8 @@ class Architecture(Strict):
 
     def must_divide(self, part: str, whole: str, how: str = "") -> WrongValueError:
         """The error where one setting does not divide another."""
-        found = f"found {whole} {getattr(self, whole)} and {part} {getattr(self, part)}"
-        return WrongValueError(part, f"{part} must divide {whole}{how}, {found}")
+        values = f"{whole} {getattr(self, whole)} and {part} {getattr(self, part)}"
+        return WrongValueError(part, f"{part} must divide {whole}{how}, found {values}")
 
 
 class Gpt2(Architecture):
@@ -93,16 +86,6 @@ class Gpt2(Architecture):
     """Longest sequence; the job's seq_len where not given."""
     dropout: Dropout = 0.0
     """Of embeddings, attention and residuals."""
-
-    def longest_sequence(self) -> int | None:
-        """Positions that the model has; None: as many as the job needs."""
-        return self.n_positions
-
-    def parameters(self, vocab_size: int, seq_len: int) -> int:
-        """Number of parameters, tied ones once."""
-        wide, inner = self.n_embd, self.n_inner or 4 * self.n_embd
-        block = 4 * wide * wide + 4 * wide + 2 * wide * inner + wide + inner + 4 * wide
-        return (vocab_size + (self.n_positions or seq_len)) * wide + self.n_layer * block + 2 * wide
 
     def transformers_config(self, vocab_size: int, seq_len: int) -> dict[str, Any]:
         """Keyword arguments of transformers' `AutoConfig.for_model`, `model_type` among them."""
@@ -147,25 +130,14 @@ class Llama(Architecture):
             raise self.must_divide("num_key_value_heads", "num_attention_heads")
         return self
 
-    def inner(self) -> int:
-        """Width of the feed-forward layer."""
-        return self.intermediate_size or -(-8 * self.hidden_size // 3 // 64) * 64
-
-    def parameters(self, vocab_size: int, seq_len: int) -> int:
-        """Number of parameters, tied ones once."""
-        wide = self.hidden_size
-        keys = wide // self.num_attention_heads * (self.num_key_value_heads or self.num_attention_heads)
-        block = 2 * wide * wide + 2 * wide * keys + 3 * wide * self.inner() + 2 * wide
-        embeddings = vocab_size * wide * (1 if self.tie_word_embeddings else 2)
-        return embeddings + self.num_hidden_layers * block + wide
-
     def transformers_config(self, vocab_size: int, seq_len: int) -> dict[str, Any]:
         """Keyword arguments of transformers' `AutoConfig.for_model`, `model_type` among them."""
         return {
             "model_type": "llama", "num_hidden_layers": self.num_hidden_layers, "hidden_size": self.hidden_size,
             "num_attention_heads": self.num_attention_heads,
             "num_key_value_heads": self.num_key_value_heads or self.num_attention_heads,
-            "intermediate_size": self.inner(), "vocab_size": vocab_size, "max_position_embeddings": seq_len,
+            "intermediate_size": self.intermediate_size or -(-8 * self.hidden_size // 3 // 64) * 64,
+            "vocab_size": vocab_size, "max_position_embeddings": seq_len,
             "tie_word_embeddings": self.tie_word_embeddings,
             "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
             "attention_dropout": 0.0, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
@@ -190,13 +162,6 @@ class Bert(Architecture):
     """Rows of the embedding; the tokenizer's size where not given, never less."""
     dropout: Dropout = 0.0
     """Of embeddings, attention and residuals."""
-
-    def parameters(self, vocab_size: int, seq_len: int) -> int:
-        """Number of parameters, tied ones once."""
-        wide, inner = self.hidden_size, self.intermediate_size or 4 * self.hidden_size
-        block = 4 * wide * wide + 4 * wide + 2 * wide * inner + inner + wide + 4 * wide
-        head = wide * wide + wide + 2 * wide + vocab_size
-        return (vocab_size + seq_len + 2) * wide + 2 * wide + self.num_hidden_layers * block + head
 
     def transformers_config(self, vocab_size: int, seq_len: int) -> dict[str, Any]:
         """Keyword arguments of transformers' `AutoConfig.for_model`, `model_type` among them."""
@@ -235,15 +200,6 @@ class T5(Architecture):
             raise self.must_divide("num_heads", "d_model", " where d_kv is not given")
         return self
 
-    def parameters(self, vocab_size: int, seq_len: int) -> int:
-        """Number of parameters, tied ones once."""
-        wide, inner = self.d_model, self.d_ff or 4 * self.d_model
-        attention = 4 * wide * (self.d_kv or wide // self.num_heads) * self.num_heads
-        encoder = attention + 2 * wide * inner + 2 * wide
-        decoder = 2 * attention + 2 * wide * inner + 3 * wide
-        positions = 2 * _T5_BUCKETS * self.num_heads
-        return vocab_size * wide + self.num_layers * (encoder + decoder) + positions + 2 * wide
-
     def transformers_config(self, vocab_size: int, seq_len: int) -> dict[str, Any]:
         """Keyword arguments of transformers' `AutoConfig.for_model`, `model_type` among them."""
         return {
@@ -251,12 +207,9 @@ class T5(Architecture):
             "d_model": self.d_model, "num_heads": self.num_heads,
             "d_kv": self.d_kv or self.d_model // self.num_heads,
             "d_ff": self.d_ff or 4 * self.d_model, "vocab_size": vocab_size, "dropout_rate": self.dropout,
-            "relative_attention_num_buckets": _T5_BUCKETS, "pad_token_id": None, "eos_token_id": None,
+            "relative_attention_num_buckets": 32, "pad_token_id": None, "eos_token_id": None,
             "decoder_start_token_id": None,
         }  # fmt: skip
-
-
-_T5_BUCKETS = 32
 
 
 class Bart(Architecture):
@@ -277,14 +230,6 @@ class Bart(Architecture):
     """Rows of the embedding; the tokenizer's size where not given, never less."""
     dropout: Dropout = 0.0
     """Of embeddings and residuals."""
-
-    def parameters(self, vocab_size: int, seq_len: int) -> int:
-        """Number of parameters, tied ones once; BART's positions have two rows more than sequences are long."""
-        wide, inner = self.d_model, self.ffn_dim or 4 * self.d_model
-        attention = 4 * wide * wide + 4 * wide
-        forward = 2 * wide * inner + inner + wide
-        encoder, decoder = attention + forward + 4 * wide, 2 * attention + forward + 6 * wide
-        return vocab_size * wide + 2 * (seq_len + 2) * wide + 4 * wide + self.num_layers * (encoder + decoder)
 
     def transformers_config(self, vocab_size: int, seq_len: int) -> dict[str, Any]:
         """Keyword arguments of transformers' `AutoConfig.for_model`, `model_type` among them."""
@@ -323,23 +268,20 @@ def folder_problem(folder: Path) -> str | None:
     """What is missing or broken, with the path and the fix, or None."""
     if not folder.is_dir():
         return f"there is no folder {folder}"
-    if not (folder / "config.json").is_file():
+    file = folder / "config.json"
+    if not file.is_file():
         return f"{folder} holds no config.json, so it is no model that transformers saved"
-    config = _json_in(folder / "config.json")
-    if isinstance(config, str):
-        return f"{config}: {AGAIN}"
-    if not isinstance(config.get("model_type"), str):
-        return f"{folder / 'config.json'} is damaged: it names no model_type: {AGAIN}"
-    files = _files(folder)
-    if isinstance(files, str):
-        return files
-    shapes: dict[str, list[int]] = {}
-    for path in files:
-        found = header_of(path) if path.is_file() else f"{folder} lacks {path.name}, which its {INDEX} names"
-        if isinstance(found, str):
-            return f"{found}: {AGAIN}"
-        shapes |= found
-    return _another_models(folder, config, shapes)
+    try:
+        config = _json_in(file)
+        if not isinstance(config.get("model_type"), str):
+            raise ValueError(f"{file} is damaged: it names no model_type")
+        shapes: dict[str, list[int]] = {}
+        for path in _weight_files(folder):
+            shapes |= _tensor_shapes(path)
+        _check_embedding(file, text_part(config), shapes)
+    except ValueError as error:
+        return f"{error}: {AGAIN}"
+    return None
 
 
 def _models() -> Path:
@@ -351,7 +293,11 @@ def _models() -> Path:
 @cache
 def _auto() -> str:
     """What of transformers here names its families; '': it is not installed."""
-    return "\n".join(path.read_text(encoding="utf-8") for path in _models().glob("auto/*.py"))
+    return _text_of(_models().glob("auto/*.py"))
+
+
+def _text_of(files: Iterable[Path]) -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in files)
 
 
 def _sources(family: str, pattern: str) -> list[Path]:
@@ -389,10 +335,10 @@ _OF_OLD_FILES = frozenset({
 def _misspelt(content: Mapping[str, Any]) -> str | None:
     """The key that a family's code nowhere names, though it has one like it that the file does not give."""
     family = str(content.get("model_type"))
-    named = [_models().parent / "configuration_utils.py", _models().parent / "modeling_rope_utils.py"]
-    source = "\n".join(path.read_text("utf-8") for path in (*_sources(family, "*.py"), *named))
-    stated = "\n".join(path.read_text("utf-8") for path in _sources(family, "configuration_*.py"))
-    fields = sorted(set(re.findall(r"^    (\w+): ", stated, re.MULTILINE)) - content.keys())
+    shared = [_models().parent / "configuration_utils.py", _models().parent / "modeling_rope_utils.py"]
+    source = _text_of([*_sources(family, "*.py"), *shared])
+    declared = re.findall(r"^    (\w+): ", _text_of(_sources(family, "configuration_*.py")), re.MULTILINE)
+    fields = sorted(set(declared) - content.keys())
     for key in sorted(content.keys() - set(re.findall(r"\w+", source)) - _OF_OLD_FILES):
         # Files of other versions have keys that nobody reads: one must be very like another to be that misspelt.
         if meant := get_close_matches(key, fields, 1, 0.87):
@@ -410,101 +356,102 @@ KERNELS = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"
 @cache
 def kernel_problem(model_type: str, task: str, kernel: str) -> str | None:
     """That the class lacks the kernel, and what to take instead; None: it has it, or nobody knows beforehand."""
-    found = re.search(rf'"{re.escape(model_type)}"[,:]\s*"(\w+)"', _families()[task])
-    if found is None or kernel not in KERNELS:
+    named = re.search(rf'"{re.escape(model_type)}"[,:]\s*"(\w+)"', _families()[task])
+    if named is None or kernel not in KERNELS:
         return None
-    source = "\n".join(path.read_text("utf-8") for path in _sources(model_type, "modeling_*.py"))
-    if _says(source, found[1], KERNELS[kernel]) is False:
-        return f"{found[1]} of transformers has no such kernel: take eager"
+    source = _text_of(_sources(model_type, "modeling_*.py"))
+    if _class_attribute(source, named[1], KERNELS[kernel]) is False:
+        return f"{named[1]} of transformers has no such kernel: take eager"
     return None
 
 
-def _says(source: str, name: str, attribute: str) -> bool | None:
+def _class_attribute(source: str, name: str, attribute: str) -> bool | None:
     """What a class, or the first of its bases in these files, sets an attribute to; None: they do not tell."""
     if name == "PreTrainedModel":
         return False
-    found = re.search(rf"^class {name}\((.*?)\):\n(.*?)(?=^\S|\Z)", source, re.MULTILINE | re.DOTALL)
-    if found is None:
+    definition = re.search(rf"^class {name}\((.*?)\):\n(.*?)(?=^\S|\Z)", source, re.MULTILINE | re.DOTALL)
+    if definition is None:
         return None
-    bases, body = found.groups()
-    if said := re.search(rf"^    {attribute}(?:: \w+)? = (\w+)", body, re.MULTILINE):
-        return {"True": True, "False": False}.get(said[1])
-    answers = (_says(source, base, attribute) for base in re.split(r",\s*", bases))
-    return next((one for one in answers if one is not None), None)
+    bases, body = definition.groups()
+    if assignment := re.search(rf"^    {attribute}(?:: \w+)? = (\w+)", body, re.MULTILINE):
+        return {"True": True, "False": False}.get(assignment[1])
+    of_bases = (_class_attribute(source, base, attribute) for base in re.split(r",\s*", bases))
+    return next((value for value in of_bases if value is not None), None)
 
 
-def _json_in(path: Path) -> dict[str, Any] | str:
-    """The mapping, or what is wrong with the file."""
+def _json_in(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file. Raises ValueError with the path where there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        return f"{path} cannot be read: {error.strerror}"
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        return f"{path} is not JSON ({error})"
-    return content if isinstance(content, dict) else f"{path} holds no mapping"
+        raise ValueError(f"{path} is not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no mapping")
+    return content
 
 
-def _files(folder: Path) -> list[Path] | str:
-    """The safetensors files that transformers would read, none where it reads others; or what is wrong."""
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers would read, none where it reads others. Raises ValueError."""
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
-    if (folder / INDEX).is_file():
-        index = _json_in(folder / INDEX)
-        named = index.get("weight_map") if isinstance(index, dict) else None
-        if isinstance(named, dict) and named:
-            return [folder / str(name) for name in sorted(set(named.values()))]
-        return f"{index if isinstance(index, str) else f'{folder / INDEX} names no files'}: {AGAIN}"
-    found = sorted(folder.glob("*.safetensors"))
-    if not found and not any(folder.glob("pytorch_model*.bin")):
-        return f"{folder} holds no weights (*.safetensors): {AGAIN}"
-    return found
+    index = folder / INDEX
+    if index.is_file():
+        by_tensor = _json_in(index).get("weight_map")
+        if not isinstance(by_tensor, dict) or not by_tensor:
+            raise ValueError(f"{index} names no files")
+        return [folder / str(name) for name in sorted(set(by_tensor.values()))]
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and not any(folder.glob("pytorch_model*.bin")):
+        raise ValueError(f"{folder} holds no weights (*.safetensors)")
+    return files
 
 
-def header_of(path: Path) -> dict[str, list[int]] | str:
-    """The shape of every tensor in a safetensors file, or what is wrong with the file."""
+def _tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """The shape of every tensor in a safetensors file. Raises ValueError with what is wrong with the file."""
+    if not path.is_file():
+        raise ValueError(f"{path.parent} lacks {path.name}, which its {INDEX} names")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
             length = int.from_bytes(start, "little")
-            if start + file.read(len(_POINTER) - 8) == _POINTER:
-                return f"{path} is a pointer of Git LFS and not the weights (git lfs pull fetches them)"
-            if len(start) < 8 or length > min(size - 8, LONGEST_HEADER_BYTES):
-                return f"{path} is no safetensors file or cut short: its {size:,} bytes hold no whole header"
+            is_pointer = start + file.read(len(_POINTER) - 8) == _POINTER
             file.seek(8)
-            header = json.loads(file.read(length))
-        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+            header = file.read(length) if length <= min(size - 8, LONGEST_HEADER_BYTES) else None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    if is_pointer:
+        raise ValueError(f"{path} is a pointer of Git LFS and not the weights (git lfs pull fetches them)")
+    if header is None:
+        raise ValueError(f"{path} is no safetensors file or cut short: its {size:,} bytes hold no whole header")
+    try:
+        tensors = {name: tensor for name, tensor in json.loads(header).items() if name != "__metadata__"}
         whole = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
         shapes = {name: list(tensor["shape"]) for name, tensor in tensors.items()}
-    except OSError as error:
-        return f"{path} cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return f"{path} has a header that is none of safetensors'"
+        raise ValueError(f"{path} has a header that is none of safetensors'") from None
     if whole != size:
         short = "cut short" if size < whole else "damaged"
-        return f"{path} is {short}: by its header it has {whole:,} bytes, it has {size:,}"
+        raise ValueError(f"{path} is {short}: by its header it has {whole:,} bytes, it has {size:,}")
     return shapes
 
 
-def _another_models(folder: Path, config: dict[str, Any], shapes: dict[str, list[int]]) -> str | None:
-    """Whether the embedding is of another size than the configuration says."""
-    found = {name: shape for name, shape in shapes.items() if name.endswith(_EMBEDDINGS) and len(shape) == 2}
-    config = text_part(config)
+def _check_embedding(file: Path, config: dict[str, Any], shapes: dict[str, list[int]]) -> None:
+    """Raises ValueError where the weights' embedding is of another size than their configuration says."""
+    embeddings = {name: s for name, s in shapes.items() if name.endswith(_EMBEDDINGS) and len(s) == 2}
     rows, width = config.get("vocab_size"), next((config[key] for key in _WIDTHS if key in config), None)
     if _OTHER_WIDTHS & config.keys():
         width = None
-    if (
-        not found
-        or not isinstance(rows, int)
-        or any(s[0] == rows and width in (None, s[1]) for s in found.values())
-    ):
-        return None
-    name, shape = next(iter(found.items()))
-    asked = f"{rows} x {width}" if width is not None else f"{rows} rows"
-    return (
-        f"{folder / 'config.json'} is of another model than the weights: it says an embedding of {asked}, "
-        f"{name} is {shape[0]} x {shape[1]}: {AGAIN}"
-    )
+    if not isinstance(rows, int) or any(s[0] == rows and width in (None, s[1]) for s in embeddings.values()):
+        return
+    for name, shape in embeddings.items():
+        stated = f"{rows} x {width}" if width is not None else f"{rows} rows"
+        raise ValueError(
+            f"{file} is of another model than the weights: it says an embedding of {stated}, {name} is "
+            f"{shape[0]} x {shape[1]}"
+        )
 
 
 # Models: families of transformers for each task, a configuration file or weights of any family, own code.
@@ -535,14 +482,15 @@ def _tasks_of(content: dict[str, Any]) -> tuple[str, ...]:
 
 def mapping_in(path: Path) -> dict[str, Any]:
     """What a configuration file holds; {} where it can't be read."""
-    content = _json_in(path)
-    return content if isinstance(content, dict) else {}
+    with suppress(ValueError):
+        return _json_in(path)
+    return {}
 
 
 def text_part(content: dict[str, Any]) -> dict[str, Any]:
     """Of a configuration that is made of several the one that says what reads and writes text; else all of it."""
-    found = (content.get(key) for key in _TEXT_PARTS)
-    return next((part for part in found if isinstance(part, dict)), content)
+    parts = (content.get(key) for key in _TEXT_PARTS)
+    return next((part for part in parts if isinstance(part, dict)), content)
 
 
 _TEXT_PARTS = ("text_config", "decoder", "generator")
@@ -562,12 +510,6 @@ def without_randomness(content: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _positions_in(content: dict[str, Any]) -> int | None:
-    text = text_part(content)
-    found = text.get("n_positions", text.get("max_position_embeddings"))
-    return found if isinstance(found, int) else None
-
-
 class OfAnyFamily(Architecture):
     """What transformers alone knows, whose family may have any settings."""
 
@@ -580,24 +522,35 @@ class OfAnyFamily(Architecture):
         """Whether they stay."""
         return self.dropout == "as_configured"
 
+    @property
+    def path(self) -> Path:
+        """The configuration file."""
+        raise NotImplementedError
+
     def content(self) -> dict[str, Any]:
         """What its configuration holds; {} where it can't be read, or only the hub has it."""
-        raise NotImplementedError
+        return mapping_in(self.path)
 
     @property
     def TASKS(self) -> tuple[str, ...]:  # noqa: N802 - a constant of the other classes
-        """Those of its family; all of them where that is not known."""
+        """Tasks of its family; all of them where the family is not known."""
         return _tasks_of(self.content())
 
     @property
     def model_type(self) -> str | None:
         """The family, as its configuration names it."""
-        found = self.content().get("model_type")
-        return found if isinstance(found, str) else None
+        family = self.content().get("model_type")
+        return family if isinstance(family, str) else None
+
+    def longest_sequence(self) -> int | None:
+        """Positions that its configuration states; None: it states none."""
+        text = text_part(self.content())
+        positions = text.get("n_positions", text.get("max_position_embeddings"))
+        return positions if isinstance(positions, int) else None
 
     @model_serializer(mode="wrap")
-    def _as_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the setting where it is off: trials then have the ids that they had before."""
+    def _without_dropout_off(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields without `dropout` if it is off: trials keep the ids that they had before it existed."""
         return {key: value for key, value in dump(self).items() if key != "dropout" or value != "off"}
 
 
@@ -611,25 +564,18 @@ class ConfigFile(OfAnyFamily):
 
     @property
     def path(self) -> Path:
-        """Of the file, inside the folder where one is named."""
+        """The file, which may be inside the folder that is named."""
         return config_file(self.config)
-
-    def content(self) -> dict[str, Any]:
-        """The file's."""
-        return mapping_in(self.path)
 
     def read(self) -> dict[str, Any]:
         """The file's mapping. Raises ValueError with the path where it can't serve."""
-        content = _json_in(self.path)
-        if isinstance(content, str):
-            raise ValueError(f"the model configuration {content}")
+        try:
+            content = _json_in(self.path)
+        except ValueError as error:
+            raise ValueError(f"the model configuration {error}") from None
         if not isinstance(content.get("model_type"), str):
             raise ValueError(f"the model configuration {self.path} names no model_type")
         return content
-
-    def longest_sequence(self) -> int | None:
-        """Positions that the file states, where it states them."""
-        return _positions_in(self.read())
 
     def transformers_config(self, vocab_size: int, seq_len: int) -> dict[str, Any]:
         """The file's mapping with this vocabulary size, where it has its own."""
@@ -647,23 +593,20 @@ class PretrainedModel(OfAnyFamily):
     """Commit or branch on the hub; give a commit, so that the weights can't change under you."""
 
     @property
+    def path(self) -> Path:
+        """The configuration file of the folder; there is no such file of a hub id."""
+        return Path(self.pretrained) / "config.json"
+
+    @property
     def vocab_size(self) -> int | None:
         """Rows of its embedding; None: only the hub knows."""
-        found = text_part(self.content()).get("vocab_size")
-        return found if isinstance(found, int) else None
+        rows = text_part(self.content()).get("vocab_size")
+        return rows if isinstance(rows, int) else None
 
     def problem(self) -> str | None:
         """What is wrong with a folder, or None; of a hub id nothing is known beforehand."""
         folder = Path(self.pretrained)
         return folder_problem(folder) if folder.is_absolute() else None
-
-    def content(self) -> dict[str, Any]:
-        """Its folder's config.json."""
-        return mapping_in(Path(self.pretrained) / "config.json")
-
-    def longest_sequence(self) -> int | None:
-        """Positions that its configuration states, where it states them."""
-        return _positions_in(self.content())
 
 
 def config_file(path: str) -> Path:

@@ -99,6 +99,8 @@ class Stack:
     """Width of the residual stream, which a token saves where a block is computed again."""
     matrices: Sequence[tuple[int, int]]
     """Sides of the matrices of one block, input first."""
+    vectors: int
+    """Parameters of one block's biases and norms, as the built-in models have them."""
 
     @property
     def parameters(self) -> int:
@@ -120,6 +122,8 @@ class Layout:
     is_tied: bool
     """Whether that matrix is the embedding of tokens."""
     vocab_size: int
+    vectors: int
+    """Parameters outside the blocks that the others do not count, as the built-in models have them."""
 
     @property
     def matrix_parameters(self) -> int:
@@ -130,6 +134,11 @@ class Layout:
     def parameters(self) -> int:
         """Parameters of the model without biases and norms, tied ones once."""
         return self.embedding + self.matrix_parameters - self.head * self.is_tied
+
+    @property
+    def all_parameters(self) -> int:
+        """Parameters of a built-in model, tied ones once; a test holds them against the real models."""
+        return self.parameters + self.vectors + sum(stack.blocks * stack.vectors for stack in self.stacks)
 
     @property
     def embeddings(self) -> int:
@@ -195,10 +204,11 @@ def _gpt2(c: Config, regime: Regime) -> Layout:
     width, heads, inner = c["n_embd"], c["n_head"], c.get("n_inner") or 4 * c["n_embd"]
     saved = Saved(full=4 + heads, residual=2 * width, compute=6 * width + 2 * inner)
     saved += regime.scores(heads) + _activation(c, inner) + _dropout(c, 2 * width)
-    stack = Stack(c["n_layer"], saved, width, [(width, 3 * width), (width, width), (width, inner), (inner, width)])
+    matrices = [(width, 3 * width), (width, width), (width, inner), (inner, width)]
+    stack = Stack(c["n_layer"], saved, width, matrices, 9 * width + inner)
     outside = Saved(full=2, residual=width, compute=width) + _dropout(c, width)
     rows, positions = c["vocab_size"], c.get("n_positions", regime.seq_len)
-    return Layout([stack], outside, (rows + positions) * width, rows * width, _is_tied(c), rows)
+    return Layout([stack], outside, (rows + positions) * width, rows * width, _is_tied(c), rows, 2 * width)
 
 
 def _llama(c: Config, regime: Regime) -> Layout:
@@ -217,8 +227,8 @@ def _llama(c: Config, regime: Regime) -> Layout:
     matrices = [(width, queries), *[(width, keys)] * 2, (queries, width), *[(width, inner)] * 2, (inner, width)]
     rows = c["vocab_size"]
     outside = Saved(full=width + 1, residual=width, compute=width)
-    stack = Stack(c["num_hidden_layers"], saved, width, matrices)
-    return Layout([stack], outside, rows * width, rows * width, c.get("tie_word_embeddings", False), rows)
+    stack = Stack(c["num_hidden_layers"], saved, width, matrices, 2 * width)
+    return Layout([stack], outside, rows * width, rows * width, c.get("tie_word_embeddings", False), rows, width)
 
 
 def _bert(c: Config, regime: Regime) -> Layout:
@@ -227,10 +237,13 @@ def _bert(c: Config, regime: Regime) -> Layout:
     inputs = 8 if regime.autocast else 6
     saved = Saved(full=4 + heads, residual=2 * width, compute=inputs * width + 2 * inner)
     saved += regime.scores(heads) + _activation(c, inner) + _dropout(c, 2 * width)
-    stack = Stack(c["num_hidden_layers"], saved, width, [*[(width, width)] * 4, (width, inner), (inner, width)])
+    matrices = [*[(width, width)] * 4, (width, inner), (inner, width)]
+    stack = Stack(c["num_hidden_layers"], saved, width, matrices, 9 * width + inner)
     outside = Saved(full=4, residual=2 * width, compute=4 * width) + _dropout(c, width)
     rows, positions = c["vocab_size"], c.get("max_position_embeddings", regime.seq_len)
-    return Layout([stack], outside, (rows + positions) * width, (rows + width) * width, _is_tied(c), rows)
+    # Token types, norms, biases, and the head's other matrix, which is not tied.
+    vectors = width * width + 7 * width + rows
+    return Layout([stack], outside, (rows + positions) * width, (rows + width) * width, _is_tied(c), rows, vectors)
 
 
 def _t5(c: Config, regime: Regime) -> Layout:
@@ -252,11 +265,12 @@ def _t5(c: Config, regime: Regime) -> Layout:
     attention = [(width, heads_width)] * 3 + [(heads_width, width)]
     layers = c["num_layers"]
     stacks = [
-        Stack(layers, encoder, width, [*attention, *matrices]),
-        Stack(c.get("num_decoder_layers") or layers, decoder, width, [*attention * 2, *matrices]),
+        Stack(layers, encoder, width, [*attention, *matrices], 2 * width),
+        Stack(c.get("num_decoder_layers") or layers, decoder, width, [*attention * 2, *matrices], 3 * width),
     ]
     outside = Saved(full=2 * width + 2, residual=2 * width, compute=2 * width) + _dropout(c, 4 * width)
-    return Layout(stacks, outside, rows * width, rows * width, _is_tied(c), rows)
+    vectors = 2 * width + 2 * c.get("relative_attention_num_buckets", 32) * heads  # norms, and biases of positions
+    return Layout(stacks, outside, rows * width, rows * width, _is_tied(c), rows, vectors)
 
 
 def _bart(c: Config, regime: Regime) -> Layout:
@@ -272,12 +286,13 @@ def _bart(c: Config, regime: Regime) -> Layout:
             compute=(inputs + 3 * attentions) * width + 2 * inner + regime.seq_len,
         )  # fmt: skip
         matrices = [*attention * attentions, (width, inner), (inner, width)]
-        return Stack(c[f"{side}_layers"], saved, width, matrices)
+        return Stack(c[f"{side}_layers"], saved, width, matrices, (6 * attentions + 3) * width + inner)
 
     stacks = [stack("encoder", 1, 5 if regime.autocast else 3), stack("decoder", 2, 9 if regime.autocast else 5)]
     outside = Saved(full=4, residual=2 * width, compute=2 * width) + _dropout(c, 2 * width)
     positions = 2 * c.get("max_position_embeddings", regime.seq_len)
-    return Layout(stacks, outside, (rows + positions) * width, rows * width, _is_tied(c), rows)
+    # Norms, and two rows more of each table of positions.
+    return Layout(stacks, outside, (rows + positions) * width, rows * width, _is_tied(c), rows, 8 * width)
 
 
 def _inner_of(c: Config) -> int:

@@ -17,7 +17,7 @@ from selectbench import units
 from selectbench.choices import Choices
 from selectbench.choices.choice import Needs, own_code_sha256
 from selectbench.choices.execution import precision_for, ranks_problem
-from selectbench.choices.model import PretrainedModel, kernel_problem
+from selectbench.choices.model import OfAnyFamily, PretrainedModel, kernel_problem
 from selectbench.data.prepared import Prepared, Targets, epochs, evaluable_tokens, model_contents, targets
 from selectbench.errors import UserError
 from selectbench.machine import Machine, machine_for, usable_cores, worker_problem
@@ -346,7 +346,7 @@ def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepa
     micro_batches = job.gradient_accumulation_steps(micro_batch_size, ranks)
     vocab_size, entries = embedding_rows(suite, option, prepared), vocabulary_size(job, prepared)
     size = size_of(job.model, vocab_size, job.seq_len)
-    parameters = None if vocab_size is None else job.model.parameters(vocab_size, job.seq_len)
+    is_foreign = isinstance(job.model, OfAnyFamily)
     return PlannedOption(
         option=option,
         world_size=ranks,
@@ -356,7 +356,7 @@ def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepa
             machine, micro_batches=micro_batches, task=suite.job.task, data=suite.built.data.kind
         )
         or _kernel_problem(job, choices),
-        parameters=size.parameters if parameters is None and size is not None else parameters,
+        parameters=None if size is None else size.parameters if is_foreign else size.all_parameters,
         size=size,
         used=None if entries is None else size_of(job.model, vocab_size, job.seq_len, entries),
         entries=entries,

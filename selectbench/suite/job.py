@@ -177,8 +177,10 @@ class Job(Strict):
 
     def check_fits(self, model: AnyModel, tokenizer: AnyTokenizer | None) -> None:
         """Raises ValueError if the job can't be done with these, as far as the files on this disk tell."""
-        if isinstance(model, ConfigFile) and not model.path.exists():
-            return  # A run's report must not need the file; `load` asks for it before a run.
+        if isinstance(model, ConfigFile):
+            if not model.path.exists():
+                return  # A run's report must not need the file; `load` asks for it before a run.
+            model.read()
         if self.task not in model.TASKS:
             name = getattr(model, "family", None) or getattr(model, "model_type", None) or "this model"
             wrong = f"{name} is for task {' or '.join(model.TASKS)}, the job's task is {self.task}"
