@@ -13,6 +13,7 @@ import torch
 from bare_loop import FULL, TINY, bare_model
 from gpu_bare_loop import ALL_AS_EXPECTED, NO_GPU, PAIRS_ARE_LEFT, TO_BE_EXPLAINED, Kept, main, suite_of, verdict
 
+from selectbench.planning.memory import size_of
 from selectbench.suite.job import Job
 from selectbench.suite.load import load_suite
 from selectbench.worker.model import new_model
@@ -30,7 +31,9 @@ def test_both_train_the_same_job(suite):
     (option,) = ours.options
     with torch.device("meta"):
         model = bare_model(size)
-    assert ours.job.model.parameters(size.vocab_size, size.seq_len) == sum(p.numel() for p in model.parameters())
+    layout = size_of(ours.job.model, size.vocab_size, size.seq_len)
+    assert layout is not None
+    assert layout.all_parameters == sum(p.numel() for p in model.parameters())
     assert ours.job.tokens_per_step == size.tokens_per_step
     assert ours.job.clip_norm == 1.0
     choices, optimizer = option.choices, option.choices.optimizer

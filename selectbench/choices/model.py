@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from selectbench.choices.choice import (
     OWN,
@@ -513,7 +513,8 @@ def without_randomness(content: Mapping[str, Any]) -> dict[str, Any]:
 class OfAnyFamily(Architecture):
     """What transformers alone knows, whose family may have any settings."""
 
-    dropout: Literal["off", "as_configured"] = "off"
+    # Left out where it is off: trials keep the ids that they had before it existed.
+    dropout: Literal["off", "as_configured"] = Field(default="off", exclude_if=lambda dropout: dropout == "off")
     """`off`: dropout, dropped layers and noise are 0 wherever the configuration or its family's defaults set them;
     `as_configured`: they stay."""
 
@@ -547,11 +548,6 @@ class OfAnyFamily(Architecture):
         text = text_part(self.content())
         positions = text.get("n_positions", text.get("max_position_embeddings"))
         return positions if isinstance(positions, int) else None
-
-    @model_serializer(mode="wrap")
-    def _without_dropout_off(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The fields without `dropout` if it is off: trials keep the ids that they had before it existed."""
-        return {key: value for key, value in dump(self).items() if key != "dropout" or value != "off"}
 
 
 class ConfigFile(OfAnyFamily):

@@ -7,7 +7,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from selectbench.choices.choice import Choice, Needs, OwnCall, OwnName, OwnSettings, free_of, load
 
@@ -90,7 +90,7 @@ class OptimizerChoice(Choice):
     """Peak learning rate; the schedule scales it."""
     weight_decay: NonNegative = 0.1
     """Decay of matrices and embeddings; norms and biases have none."""
-    warmup_fraction: WarmupFraction | None = None
+    warmup_fraction: WarmupFraction | None = Field(default=None, exclude_if=lambda fraction: fraction is None)
     """Share of all optimizer steps in which the learning rate rises to its peak; the job's warm-up if not given."""
 
     lr_range: ClassVar[tuple[float, float] | None] = None
@@ -105,14 +105,6 @@ class OptimizerChoice(Choice):
     """State elements per parameter; None: it depends on the model's shapes."""
     schedule_shape: ClassVar[Literal["constant"] | None] = None
     """The schedule that the optimizer needs after the warm-up, in place of the job's; None: the job's."""
-
-    @model_serializer(mode="wrap")
-    def _without_the_jobs_warmup(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The settings without `warmup_fraction` if it is not given: the warm-up is the job's then."""
-        settings: dict[str, Any] = serialise(self)
-        if self.warmup_fraction is None:
-            settings.pop(OWN_WARMUP, None)
-        return settings
 
     @property
     def sets_schedule(self) -> bool:

@@ -72,6 +72,8 @@ def check_suite(
         _check_jobs(built, content.job, document, problems)
         _check_tune(content, chosen, document, problems, complete=len(rows) == len(names))
         _check_references(content, names, document, problems)
+    if content is not None:
+        _check_searches(content, document, problems)
     return _chosen_baseline(document, names, fall_back=has_requested_axes, problems=problems)
 
 
@@ -316,21 +318,15 @@ def _check_command(
         if size and job.global_batch_size and (uncut := accumulation_problem(job.global_batch_size, size, ranks)):
             problems.at(row.choices.at([MICRO_BATCH_SIZE]), uncut)
     if content.tune is not None:
-        _check_command_tune(content, [choices for _, choices in rows], document, problems)
+        _check_command_tune(content.tune, [choices for _, choices in rows], document, problems)
     if require_files and not problems.mistakes:
         _check_command_files(job, rows, document, problems)
 
 
-def _check_command_tune(
-    content: CommandSuiteFile, rows: Sequence[CommandChoices], document: Node, problems: Problems
-) -> None:
-    tune, node = content.tune, document.at(["tune"])
-    assert tune is not None
-    _check_seed("tune", tune.seed, content, document, problems)
-    _check_quality(tune, content.job, node, problems)
+def _check_command_tune(tune: Tune, rows: Sequence[CommandChoices], document: Node, problems: Problems) -> None:
     known = [name for name in dimensions(document) if name not in RESERVED]
     for path, within in tune.parameters.items():
-        parameter = node.at(["parameters", path])
+        parameter = document.at(["tune", "parameters", path])
         values = [choices.values.get(path) for choices in rows]
         if path not in known:
             problems.at_key(parameter, f"is no placeholder{did_you_mean(path.rpartition('.')[2], known)}")
@@ -363,8 +359,6 @@ def _check_tune(
 ) -> None:
     """Notes what is wrong, with its place. `complete` False: `rows` lacks those that are wrong themselves."""
     if (tune := content.tune) is not None:
-        _check_seed("tune", tune.seed, content, document, problems)
-        _check_quality(tune, content.job, document.at(["tune"]), problems)
         parameters = document.at(["tune", "parameters"])
         for path, within in tune.parameters.items():
             _check_parameter(path, within, rows, parameters.mapping[path], problems, complete=complete)
@@ -373,25 +367,27 @@ def _check_tune(
             if known and not any(has_setting(choices, path) for path in known):
                 name = choices.optimizer.name
                 problems.at(parameters, f"{name} has none of {', '.join(tune.parameters)}: nothing to tune")
-    if content.best_of is not None:
-        _check_seed("best_of", content.best_of.seed, content, document, problems)
-        if complete:
-            _check_sizes(content.best_of, content.job, rows, document.at(["best_of", MICRO_BATCH_SIZE]), problems)
+    if content.best_of is not None and complete:
+        _check_sizes(content.best_of, content.job, rows, document.at(["best_of", MICRO_BATCH_SIZE]), problems)
 
 
-def _check_seed(key: str, seed: int, content: AnySuiteFile, document: Node, problems: Problems) -> None:
-    """Notes a search's seed that the contest uses too; at the contest's seeds if the command line gave them."""
-    if seed not in content.seeds:
-        return
+def _check_searches(content: AnySuiteFile, document: Node, problems: Problems) -> None:
+    """Notes a search's seed that the contest uses too, at the contest's seeds if the command line gave them.
+
+    Also notes tuning by what the job does not evaluate, and for more steps than the job has.
+    """
     flattered = "too: what was chosen on a seed is flattered by it"
-    contests = document.at(["seeds", content.seeds.index(seed)])
-    if contests.place.line == 0:
-        problems.at(contests, f"{key} uses seed {seed} {flattered}; give the contest other seeds")
-    else:
-        problems.at(document.at([key, "seed"]), f"the contest uses seed {seed} {flattered}; give another `seed`")
-
-
-def _check_quality(tune: Tune, job: AnyJob, node: Node, problems: Problems) -> None:
+    for key, search in (("tune", content.tune), ("best_of", content.best_of)):
+        if search is not None and (seed := search.seed) in content.seeds:
+            contests = document.at(["seeds", content.seeds.index(seed)])
+            if contests.place.line == 0:
+                problems.at(contests, f"{key} uses seed {seed} {flattered}; give the contest other seeds")
+            else:
+                wrong = f"the contest uses seed {seed} {flattered}; give another `seed`"
+                problems.at(document.at([key, "seed"]), wrong)
+    if (tune := content.tune) is None:
+        return
+    job, node = content.job, document.at(["tune"])
     if not job.evaluates:
         problems.at(node, "tuning needs an evaluation, but job.eval is none")
     elif tune.metric in (*SCORES, OWN_SCORE) and tune.metric not in job.scored:

@@ -6,9 +6,9 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from struct import pack
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from selectbench.choices import Choices
 from selectbench.choices.choice import OwnName, OwnSettings, Strict, WrongValueError, free_of
@@ -70,7 +70,10 @@ class Eval(Strict):
     (lists of text), which returns a number; one of your own at most. For `task: seq2seq`."""
     generate: Annotated[int, Field(ge=1, le=1_000_000)] = 200
     """Held-out pairs to generate for, greedily, each target up to seq_len tokens."""
-    metrics: dict[Annotated[str, Field(pattern=OWN_METRIC_PATTERN)], OwnMetric] = Field(default_factory=dict)
+    # Left out where there are none: trials keep the ids that they had before it existed.
+    metrics: dict[Annotated[str, Field(pattern=OWN_METRIC_PATTERN)], OwnMetric] = Field(
+        default_factory=dict, exclude_if=lambda metrics: not metrics
+    )
     """Metrics of your own, by the names that they have in `decide` and reports. For `task: causal_lm` with text."""
 
     @field_validator("scores")
@@ -82,11 +85,6 @@ class Eval(Strict):
         if len(own_scores) > 1:
             raise ValueError(f"one score of your own at most, found {', '.join(own_scores)}")
         return scores
-
-    @model_serializer(mode="wrap")
-    def _without_empty_metrics(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The fields without `metrics` if there are none: trials keep the ids that they had before it existed."""
-        return {key: value for key, value in dump(self).items() if value or key != "metrics"}
 
 
 class LrSchedule(Strict):

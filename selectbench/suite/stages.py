@@ -283,5 +283,5 @@ def sizes_to_try(best_of: BestOf, job: Job, ranks: int) -> list[int]:
     share = job.global_batch_size // ranks
     sizes = best_of.micro_batch_size
     if sizes == "auto":
-        sizes = [1 << power for power in range(share.bit_length()) if 1 << power <= share]
+        sizes = [1 << power for power in range(share.bit_length())]
     return sorted(size for size in sizes if job.global_batch_size % (size * ranks) == 0)

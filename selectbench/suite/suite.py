@@ -93,8 +93,6 @@ class Range(Strict):
         if self.log is not None and self.linear is not None:
             raise WrongValueError("log", "log or linear, not both")
         low, high = self.log or self.linear or (1.0, 2.0)
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"the ends must be finite, found [{low:g}, {high:g}]")
         if self.log is not None and low <= 0:
             raise ValueError(
                 f"a logarithmic range begins above 0, found [{low:g}, {high:g}]: for example [1e-4, 1e-2]"
@@ -489,10 +487,7 @@ class Suite(AnySuiteFile):
 
     def option(self, name: str) -> Option:
         """The option of that name. Raises KeyError."""
-        for option in self.options:
-            if option.name == name:
-                return option
-        raise KeyError(name)
+        return {option.name: option for option in self.options}[name]
 
 
 def differences(job: AnyJob, choices: AnyChoices, baseline: AnyChoices) -> list[str]:

@@ -15,6 +15,7 @@ from selectbench.choices import choice
 from selectbench.choices.choice import has_changed, own_code_problem, own_code_sha256
 from selectbench.choices.model import OwnModel
 from selectbench.errors import UserError
+from selectbench.planning.memory import size_of
 from selectbench.record.run_folder import suite_text
 from selectbench.suite.load import load_suite
 
@@ -54,7 +55,7 @@ def test_own_names_are_kept_as_text_and_code_outside_the_suite_s_folder_is_found
     assert (choices.loss.name, suite.option("bf16").choices.loss.settings) == ("cross_entropy", {})
     assert suite.option("loop").choices.framework.loop == "ourlib.loop:train"
     assert isinstance(suite.job.model, OwnModel)
-    assert suite.job.model.parameters(512, 64) is None
+    assert size_of(suite.job.model, 512, 64) is None
     assert suite.job.model.longest_sequence() is None
     assert not any(name.startswith("ourlib") for name in sys.modules)
 

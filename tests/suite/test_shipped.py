@@ -11,6 +11,7 @@ from selectbench.choices.choice import tag_of
 from selectbench.choices.model import Gpt2
 from selectbench.cli import app
 from selectbench.errors import UserError
+from selectbench.planning.memory import size_of
 from selectbench.suite.load import find, load_suite, names, scripts_of, template
 
 CORPUS_TOKENS = 1_800_000
@@ -33,7 +34,7 @@ def test_the_cuda_profile_trains_gpt2_124m_within_one_epoch(name):
     suite = load_suite(name, device="cuda")
     assert (suite.profile, suite.job.seq_len, suite.job.tokenizer.bpe) == ("cuda", 1024, 512)
     assert isinstance(suite.job.model, Gpt2)
-    assert suite.job.model.parameters(50304, 1024) == pytest.approx(124e6, rel=0.01)
+    assert size_of(suite.job.model, 50304, 1024).all_parameters == pytest.approx(124e6, rel=0.01)
     # Some of the corpus is held out for evaluation.
     assert suite.job.max_steps * suite.job.tokens_per_step < 0.95 * CORPUS_TOKENS
     assert len(suite.seeds) >= 3
@@ -73,7 +74,7 @@ def test_every_batch_size_trains_on_the_same_tokens_and_is_tuned(device):
 
 def test_the_cuda_profile_of_batch_sizes_trains_gpt2_124m_within_four_epochs():
     suite = load_suite("batch_size", device="cuda")
-    assert suite.job.model.parameters(50304, 1024) == pytest.approx(124e6, rel=0.01)
+    assert size_of(suite.job.model, 50304, 1024).all_parameters == pytest.approx(124e6, rel=0.01)
     assert suite.job.max_steps * suite.job.tokens_per_step < 4 * CORPUS_BYTES
 
 
@@ -81,7 +82,7 @@ def test_architectures_are_about_equally_large():
     for device, vocab_size in (("cpu", 2048), ("cuda", 2048)):
         suite = load_suite("architecture", device=device)
         models = [suite.job.of(o.choices).model for o in suite.options]
-        sizes = [model.parameters(vocab_size, suite.job.seq_len) for model in models]
+        sizes = [size_of(model, vocab_size, suite.job.seq_len).all_parameters for model in models]
         assert max(sizes) / min(sizes) < 1.25, sizes
 
 
