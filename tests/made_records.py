@@ -7,6 +7,7 @@ from typing import Any
 from msgspec import convert, to_builtins
 from msgspec.structs import replace
 
+from selectbench.analysis.result import Certificate
 from selectbench.record.record import (
     LOSSES,
     NOTHING,
@@ -21,6 +22,7 @@ from selectbench.record.record import (
     Record,
     Trial,
 )
+from selectbench.report.ranking import unverified_text
 from selectbench.suite.job import LrSchedule, shape_sha256, shares
 from selectbench.suite.suite import Suite
 
@@ -154,3 +156,8 @@ def make_failure(
 def speed(tokens_per_second: float) -> dict[str, float]:
     """The measurement's fields of a trial that ran so fast."""
     return {"timed_seconds": 50 * 2048 / tokens_per_second, "step_time_median_seconds": 2048 / tokens_per_second}
+
+
+def entries(certificate: Certificate) -> list[str]:
+    """What is not verified, as reports say it."""
+    return [unverified_text(entry) for entry in certificate.not_verified]

@@ -11,7 +11,7 @@ from operator import attrgetter, ne
 from typing import Any, Literal, get_args
 
 from selectbench.analysis import watched
-from selectbench.analysis.result import Certificate, Violation
+from selectbench.analysis.result import IDENTITY, Certificate, NotVerified, Violation
 from selectbench.analysis.scripts import equal_when_rounded
 from selectbench.analysis.summary import Summary, below_the_floor
 from selectbench.choices import Choices
@@ -123,14 +123,13 @@ _MASK_FIELDS = (
     "compiled", "compute_dtype",
 )  # fmt: skip
 """Fields on which the random numbers of dropout depend."""
-MASKS = "dropout: its masks depend on how a step is cut and computed"
-"""Entry of `not_verified` where the trials dropped different activations."""
+MASKS = "its masks depend on how a step is cut and computed"
+"""Why dropout is not verified where the trials dropped different activations."""
 _STEP_CUT = ("tokens_per_step", "gradient_accumulation_steps", "world_size")
 _BY_CUT = frozenset({"first_step_gradient_norm", "first_step_added_loss"})
 """Fields that follow from the cut of a step where the model adds a loss of its own: of MoE's balance each
 micro-batch has the product of its means (Fedus et al. 2021, arXiv:2101.03961, equation 4), not the step."""
-OWN_LOOP = "an own loop's clipping, optimizer settings, further losses and updates"
-"""Entry of `not_verified` where nobody saw what else an own loop did."""
+OWN_LOOP: watched.Unverified = ("own loop", "its clipping, optimizer settings, further losses and updates")
 LEFT_TO_AN_OWN_LOOP = (
     "token_stream_sha256", "tokens_per_step", "learning_rate_shape_sha256", "peak_learning_rate"
 )  # fmt: skip
@@ -256,11 +255,10 @@ class _Findings:
 
     declared: set[str] = field(default_factory=set)
     violations: dict[str, Violation] = field(default_factory=dict)
-    not_verified: set[str] = field(default_factory=set)
+    not_verified: dict[watched.Unverified, None] = field(default_factory=dict)
     unrecorded: list[int] = field(default_factory=list)
     references: dict[str, None] = field(default_factory=dict)
     conventions: dict[str, str] = field(default_factory=dict)
-    not_seen: dict[str, str] = field(default_factory=dict)
     seeds: int = 0
 
     def violate(self, name: str, seed: int, **values: Any) -> None:
@@ -269,13 +267,14 @@ class _Findings:
         self.violations[name] = violation.model_copy(update={"seeds": [*violation.seeds, seed]})
 
     def certificate(self) -> Certificate:
-        unseen = [name for name in FIELDS if name in self.not_verified and name not in self.violations]
-        reasons = [
-            MASKS if name == "dropout" and MASKS in self.not_verified
-            else f"{name}: {self.not_seen[name]}" if name in self.not_seen else name
-            for name in unseen
-        ]  # fmt: skip
-        missing = ", ".join(map(str, self.unrecorded))
+        """The option's certificate: an identity field has one entry among what is not verified, with its reason."""
+        reasons: dict[str, str | None] = {}
+        for name, reason in self.not_verified:
+            reasons[name] = reasons.get(name) or reason
+        unseen = [(name, reasons[name]) for name in FIELDS if name in reasons and name not in self.violations]
+        unseen += [entry for entry in self.not_verified if entry[0] not in FIELDS]
+        if self.unrecorded:
+            unseen.append((IDENTITY, f"none recorded for seed {', '.join(map(str, self.unrecorded))}"))
         return Certificate(
             comparable=not self.violations if self.violations or len(self.unrecorded) < self.seeds else None,
             compared_with=list(self.references),
@@ -283,13 +282,7 @@ class _Findings:
             violations=sorted(
                 self.violations.values(), key=lambda v: FIELDS.index(v.field) if v.field in FIELDS else len(FIELDS)
             ),
-            not_verified=[
-                *reasons,
-                *([OWN_LOOP] if OWN_LOOP in self.not_verified else []),
-                *sorted(entry for entry in self.not_verified if entry.startswith(("own ", watched.UNTRIED))),
-                *(f"{name}: {why}" for name, why in self.not_seen.items() if name not in FIELDS),
-                *([f"identity: none recorded for seed {missing}"] if missing else []),
-            ],
+            not_verified=[NotVerified(field=name, reason=reason) for name, reason in unseen],
             conventions=self.conventions,
         )
 
@@ -366,11 +359,10 @@ def _check_trials(suite: Suite, ordered: Sequence[Summary], findings: Mapping[st
     steps = {s.name: None if suite.command else suite.job_of(s.option).tokens_per_step for s in ordered}
     for place, (summary, seed, record) in enumerate(trials):
         of_option = findings[summary.name]
-        of_option.not_verified.update(watched.unverified(record, is_causal=suite.job.task == "causal_lm"))
+        of_option.not_verified |= dict.fromkeys(watched.unverified(record, is_causal=suite.job.task == "causal_lm"))
         if (script := record.script) is not None:
             of_option.conventions |= script.conventions
-            of_option.not_seen |= script.not_seen
-            of_option.not_verified |= script.not_seen.keys()
+            of_option.not_verified |= dict.fromkeys(script.not_seen.items())
         violate = partial(of_option.violate, seed=seed, baseline=None, against=suite.baseline)
         for name, requested, observed in (*watched.deviations(suite, record), *changed.get(place, ())):
             violate(name, asked=requested, option=observed)
@@ -421,18 +413,19 @@ def _compare_trials(
     if is_own(identity.framework) or is_own(other.framework):
         left = {name for name in LEFT_TO_AN_OWN_LOOP if getattr(identity, name) is not None} - statuses.keys()
         left -= set(watched.TOKENS) if all(map(watched.is_token_stream_seen, records)) else set()
-        findings.not_verified |= {OWN_LOOP, *left}
+        findings.not_verified |= dict.fromkeys([OWN_LOOP, *((name, None) for name in left)])
     if not statuses:  # as it is with most of thousands of trials
         return
     by_status: dict[Status, set[str]] = {status: set() for status in get_args(Status)}
     for name, status in statuses.items():
         by_status[status].add(name)
     findings.declared |= by_status["declared"]
-    findings.not_verified |= by_status["not_verified"]
+    reasons = {}
     if names := sorted({*identity.random_modules, *other.random_modules}):
-        findings.not_seen["dropout"] = f"{', '.join(names)} draws random numbers, which depend on how a step is cut"
-    elif statuses.get("dropout") == "not_verified" and None not in (identity.dropout, other.dropout):
-        findings.not_verified.add(MASKS)
+        reasons["dropout"] = f"{', '.join(names)} draws random numbers, which depend on how a step is cut"
+    elif None not in (identity.dropout, other.dropout):
+        reasons["dropout"] = MASKS
+    findings.not_verified |= dict.fromkeys((name, reasons.get(name)) for name in by_status["not_verified"])
     # Where the reference itself does not meet a request, the difference is not this option's fault.
     for name in by_status["violation"] - unmet.keys() - unmet_by.get(reference.name, {}).keys() - RUN_WIDE:
         violate(name, option=getattr(identity, name), baseline=getattr(other, name))

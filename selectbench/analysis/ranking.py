@@ -34,7 +34,7 @@ from selectbench.analysis.summary import (
     summarise,
     trial_warnings,
 )
-from selectbench.analysis.watched import PROCESS, learning_in_answer, learning_warnings, plausibility_warnings
+from selectbench.analysis.watched import OWN_CODE, learning_in_answer, learning_warnings, plausibility_warnings
 from selectbench.record.record import Completed, Record
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, parse_constraint
 from selectbench.suite.suite import Suite, besides_the_rate
@@ -198,7 +198,7 @@ class _Answer:
     def text(self) -> str:
         """The paragraph."""
         done, planned = outcomes(self.summaries.values())
-        unseen = [row.option for row in self.rows if PROCESS in row.identity.not_verified]
+        unseen = [row.option for row in self.rows if any(u.field == OWN_CODE for u in row.identity.not_verified)]
         sentences = [
             "" if self.contest.is_complete else f"Incomplete, {done} of {planned} trials have an outcome; so far:",
             self._verdict(), self._wins_over_baseline(), self._open_candidates(), self._speed_doubts(),

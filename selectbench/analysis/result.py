@@ -437,7 +437,7 @@ class Nodes(Parts):
 
 SCHEMA_VERSION = 3
 """Grows when a key's meaning changes; keys are added without it. With 1, rows were dominated by means too;
-with 2, the figures of a row's `gpu.state` were keys of `gpu`."""
+with 2, the figures of a row's `gpu.state` were keys of `gpu`, and what is not verified was text."""
 
 
 class MetricValue(Shown):
@@ -506,6 +506,19 @@ class Violation(Shown):
     seeds: list[int]
 
 
+class NotVerified(Shown):
+    """Something that a trial could not see."""
+
+    field: str
+    """An identity field, or another subject: `identity`, `causality`, `own loop`, `held-out rows`."""
+    reason: str | None
+    """Why; None: not known."""
+
+
+IDENTITY = "identity"
+"""The field of what is not verified as a completed trial recorded no identity."""
+
+
 class Certificate(Sparse):
     """Whether an option did the baseline's job."""
 
@@ -518,8 +531,8 @@ class Certificate(Sparse):
     """Identity fields that differ and that a choice in which the options differ may change."""
     violations: list[Violation]
     """By field; any takes the row out of the ranking."""
-    not_verified: list[str]
-    """Identity fields that a trial could not see, or `field: reason`; never assumed to be equal."""
+    not_verified: list[NotVerified]
+    """What is never assumed to be equal."""
     conventions: dict[str, str] = {}
     """By field that is verified under a convention: which one. Left out where there is none."""
 

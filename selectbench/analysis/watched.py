@@ -25,14 +25,17 @@ LEAST_LEARNT = 0.05
 UNTIMED_SECONDS, UNTIMED_SHARE = 60.0, 0.25
 """Of a trial's wall time that its start and end may take, at most."""
 
-UNSEEN = {
-    "model": "own model: what else its forward pass does",
-    "optimizer": "own optimizer: what else its step() and eval() do",
-    "loss": "own loss: which tokens it counts, and how",
+Unverified = tuple[str, str | None]
+"""What stays unverified: an identity field or another subject, and the reason; None: not known."""
+UNSEEN: Mapping[str, Unverified] = {
+    "model": ("own model", "what else its forward pass does"),
+    "optimizer": ("own optimizer", "what else its step() and eval() do"),
+    "loss": ("own loss", "which tokens it counts, and how"),
 }
 """By part of a trial: what nobody could see of own code, said of every row that has some."""
-UNTRIED = "causality: equal calls of the model differ, or it could not be tried"
-PROCESS = "own code: what it changes in its trial's process"
+UNTRIED: Unverified = ("causality", "equal calls of the model differ, or it could not be tried")
+OWN_CODE = "own code"
+PROCESS: Unverified = (OWN_CODE, "what it changes in its trial's process")
 TOKENS, EVALUATION = ("token_stream_sha256", "tokens_per_step"), ("evaluation_set_sha256",)
 SCHEDULE, UPDATES = ("learning_rate_shape_sha256", "peak_learning_rate"), ("steps_applied",)
 Deviation = tuple[str, str, str]
@@ -87,25 +90,30 @@ def _update_deviations(seen: Watched) -> Iterator[Deviation]:
         yield ("learning_rate", "updates follow the schedule", "updates do not depend on the rate")
 
 
-def unverified(record: Record, *, is_causal: bool) -> Iterator[str]:
-    """Identity fields and sentences that stay unverified; none for a record that is older than `watched`."""
+def unverified(record: Record, *, is_causal: bool) -> Iterator[Unverified]:
+    """What stays unverified of a trial; nothing for a record that is older than `watched`."""
     seen = record.watched
     if seen is not None and is_causal and len(seen.causality or ()) < 2:
         yield UNTRIED
     if seen is None or not seen.own:
         return
     is_evaluated = record.identity is not None and record.identity.evaluation_set_sha256 is not None
-    yield from TOKENS if not seen.sequences_seen else ()
-    yield from EVALUATION if is_evaluated and seen.evaluations_seen is None else ()
-    yield from SCHEDULE if "optimizer" in seen.own and seen.rate_effect is None else ()
-    yield from UPDATES if "optimizer" in seen.own and not seen.sampled_updates else ()
+    fields = [
+        *(TOKENS if not seen.sequences_seen else ()),
+        *(EVALUATION if is_evaluated and seen.evaluations_seen is None else ()),
+        *(SCHEDULE if "optimizer" in seen.own and seen.rate_effect is None else ()),
+        *(UPDATES if "optimizer" in seen.own and not seen.sampled_updates else ()),
+    ]
+    yield from ((name, None) for name in fields)
     yield from (PROCESS, *(UNSEEN[part] for part in seen.own if part in UNSEEN))
     if seen.idle_updates and seen.idle_updates != seen.sampled_updates:
-        yield f"own optimizer: {seen.idle_updates} of {seen.sampled_updates} updates looked at changed no weight"
+        idle = f"{seen.idle_updates} of {seen.sampled_updates} updates looked at changed no weight"
+        yield ("own optimizer", idle)
     assert isinstance(record.outcome, Completed)
     seconds, wall = record.outcome.measurement.trial_seconds, record.wall_seconds
     if seconds is not None and wall - seconds > UNTIMED_SECONDS + UNTIMED_SHARE * wall:
-        yield f"own code: {wall - seconds:.0f} s of {wall:.0f} s are in none of the times that the trial reports"
+        untimed = f"{wall - seconds:.0f} s of {wall:.0f} s are in none of the times that the trial reports"
+        yield (OWN_CODE, untimed)
 
 
 def changed_code(records: Sequence[Record]) -> Mapping[int, list[Deviation]]:

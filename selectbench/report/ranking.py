@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from selectbench import units
 from selectbench.analysis.lanes import BESIDE, ELSEWHERE
-from selectbench.analysis.result import Certificate, Failure, MetricValue, Ranking, Reference, Row, Violation
+from selectbench.analysis.result import (
+    IDENTITY,
+    Certificate,
+    Failure,
+    MetricValue,
+    NotVerified,
+    Ranking,
+    Reference,
+    Row,
+    Violation,
+)
 from selectbench.analysis.screening import ratio_to_baseline, screened_words
 from selectbench.analysis.summary import mean
 from selectbench.report import document as doc
@@ -42,6 +53,7 @@ _JOB_FIELDS = {
 _MOST_NAMES = 12
 _NAME_ROOM, _NAME_MOST = 28, 120
 """Characters of a name in the page's table, from which all are shortened, and at most."""
+Member = TypeVar("Member", bound=Hashable)
 _TableColumn = tuple[doc.Column, Callable[[Row], doc.Cell]]
 """A column and how its cell follows from a row."""
 
@@ -424,11 +436,13 @@ def same_job_lines(ranking: Ranking, *, states_conventions: bool = False) -> lis
     """One line for all rows that are comparable, and one for what was not verified."""
     rows = [r for r in ranking.rows if r.identity.comparable is not False and r.identity.compared_with]
     unverified = _distinct(row.identity.not_verified for row in rows)
-    excepted = {*unverified, *_distinct(row.identity.differs_as_declared for row in rows)}
+    excepted = {
+        *(entry.field for entry in unverified),
+        *_distinct(row.identity.differs_as_declared for row in rows),
+    }
     if not any(row.metrics["final_loss"].value is not None for row in ranking.rows):
         excepted.add("evaluation_set_sha256")
-    is_known = not any(entry.startswith("identity:") for entry in excepted)
-    same = [part for field, part in _JOB_FIELDS.items() if is_known and field not in excepted]
+    same = [part for field, part in _JOB_FIELDS.items() if not {field, IDENTITY} & excepted]
     lines = []
     if rows and same:
         opening = "Same job, as far as verified" if unverified else "Same job"
@@ -443,7 +457,10 @@ def same_job_lines(ranking: Ranking, *, states_conventions: bool = False) -> lis
         lines.append(f"Verified under a stated convention: {words}.")
     if unverified:
         by_entry = {entry: [row for row in rows if entry in row.identity.not_verified] for entry in unverified}
-        words = "; ".join(f"{_field_words(e)} ({_listed_names(entry_rows)})" for e, entry_rows in by_entry.items())
+        words = "; ".join(
+            f"{unverified_text(entry, _field_words(entry.field))} ({_listed_names(entry_rows)})"
+            for entry, entry_rows in by_entry.items()
+        )
         lines.append(f"Not verified: {words}.")
     return lines
 
@@ -465,7 +482,12 @@ def _difference_words(ranking: Ranking, rows: Sequence[Row]) -> str:
     return f"{against} {'only' if alike else 'at most'} in {words}{declared}"
 
 
-def _distinct(lists: Iterable[list[str]]) -> list[str]:
+def unverified_text(entry: NotVerified, name: str | None = None) -> str:
+    """`field: reason`, without a reason the field alone; `name` stands for the field."""
+    return ": ".join(filter(None, (name or entry.field, entry.reason)))
+
+
+def _distinct(lists: Iterable[list[Member]]) -> list[Member]:
     return list(dict.fromkeys(member for members in lists for member in members))
 
 
@@ -474,10 +496,9 @@ def _listed_names(rows: Sequence[Row]) -> str:
     return listed(names) if len(names) <= _MOST_NAMES else some(names, _MOST_NAMES)
 
 
-def _field_words(entry: str) -> str:
-    """An identity field's name as words; a reason after a colon stays as it is."""
-    name, colon, reason = entry.partition(":")
-    return name.removesuffix("_sha256").replace("_", " ") + colon + reason
+def _field_words(field: str) -> str:
+    """An identity field's name as words."""
+    return field.removesuffix("_sha256").replace("_", " ")
 
 
 def _short_value(value: object) -> str:

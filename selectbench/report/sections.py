@@ -470,7 +470,7 @@ def _certificate_section(ranking: Ranking) -> doc.Section:
         [row.option, _CERTIFICATE_VERDICTS[row.identity.comparable],
          ", ".join(row.identity.differs_as_declared) or units.DASH,
          ", ".join(v.field for v in row.identity.violations) or "none",
-         "; ".join(row.identity.not_verified) or "nothing"]
+         "; ".join(map(report_ranking.unverified_text, row.identity.not_verified)) or "nothing"]
         for row in ranking.rows
     ))  # fmt: skip
     lines = report_ranking.same_job_lines(ranking, states_conventions=True)

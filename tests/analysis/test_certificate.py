@@ -8,12 +8,12 @@ import pytest
 from evidence.readme_table import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from made_records import IDENTITY, make_record, make_suite, speed
+from made_records import IDENTITY, entries, make_record, make_suite, speed
 from msgspec.structs import replace
 
 from selectbench.analysis.identity import FIELDS, MASKS, OF_SCRIPTS, Status, certify, compare, may_change
 from selectbench.analysis.ranking import rank
-from selectbench.analysis.result import Certificate
+from selectbench.analysis.result import Certificate, NotVerified
 from selectbench.analysis.summary import summarise
 from selectbench.choices import REGISTRY
 from selectbench.launch.publish import read_run
@@ -166,7 +166,7 @@ def test_dropout_has_other_masks_in_another_global_batch() -> None:
     suite = make_suite("fp32", ("other", HALVES))
     records = [make_record("fp32", s, identity={"dropout": 0.1}) for s in range(3)]
     records += [make_record("other", s, identity={**IN_HALVES, "dropout": 0.1}) for s in range(3)]
-    assert certificates(suite, records)["other"].not_verified == [MASKS]
+    assert certificates(suite, records)["other"].not_verified == [NotVerified(field="dropout", reason=MASKS)]
 
 
 SCHEDULE_FREE = {"optimizer": {"name": "schedule_free_adamw", "lr": 1e-3}}
@@ -334,7 +334,7 @@ def test_the_baseline_too_must_have_done_what_was_asked() -> None:
 )  # fmt: skip
 def test_what_a_trial_could_not_see_is_not_verified_even_where_the_other_could_not_either(field: str) -> None:
     found = against_fp32({}, **{field: None})
-    assert (found.comparable, found.not_verified) == (True, [field])
+    assert (found.comparable, entries(found)) == (True, [field])
     neither = replace(IDENTITY, **{field: None})
     assert statuses(neither, neither, NOTHING)[field] == "not_verified"
 
@@ -356,7 +356,7 @@ def test_dropout_is_not_verified_where_the_step_is_cut_otherwise() -> None:
     records = [make_record("fp32", 0, identity={"dropout": 0.1}), make_record("quarters", 0, identity=cut)]
     found = certificates(suite, records)["quarters"]
     assert found.violations == []
-    assert found.not_verified == ["first_step_loss", MASKS]
+    assert entries(found) == ["first_step_loss", f"dropout: {MASKS}"]
 
 
 def test_modules_that_draw_are_named_where_the_step_is_cut_otherwise() -> None:
@@ -367,7 +367,7 @@ def test_modules_that_draw_are_named_where_the_step_is_cut_otherwise() -> None:
     found = certificates(suite, records)["quarters"]
     assert found.comparable is True
     said = "dropout: model.layers.*.mlp draws random numbers, which depend on how a step is cut"
-    assert said in found.not_verified
+    assert said in entries(found)
 
 
 def test_dropout_with_the_same_masks_is_the_same() -> None:
@@ -379,7 +379,7 @@ def test_a_missing_identity_is_told_and_nothing_is_assumed() -> None:
     records = [make_record(o, s) for o in ("fp32", "other") for s in range(3)]
     records[4] = replace(records[4], identity=None)
     found = certificates(make_suite("fp32", "other"), records)["other"]
-    assert (found.comparable, found.not_verified) == (True, ["identity: none recorded for seed 1"])
+    assert (found.comparable, entries(found)) == (True, ["identity: none recorded for seed 1"])
 
 
 def test_where_the_baseline_has_no_such_seed_the_first_option_that_has_it_is_compared_with() -> None:
@@ -578,7 +578,7 @@ def test_a_model_of_own_code_has_a_kernel_of_its_own() -> None:
 
 def test_attention_that_was_not_seen_is_not_verified() -> None:
     found = backends(COMPILED, None, ["flash"])
-    assert (found.violations, found.not_verified) == ([], ["sdpa_backends"])
+    assert (found.violations, entries(found)) == ([], ["sdpa_backends"])
 
 
 @pytest.mark.parametrize("without", ["fp32", "bf16"])
@@ -605,5 +605,5 @@ def test_seeds_without_a_certificate_are_named_and_the_others_compared() -> None
     records[0] = replace(records[0], identity=None)
     found = certificates(suite, records)
     assert found["fp32"].comparable
-    assert found["fp32"].not_verified == ["identity: none recorded for seed 0"]
+    assert entries(found["fp32"]) == ["identity: none recorded for seed 0"]
     assert found["bf16"].comparable

@@ -29,7 +29,7 @@ def test_the_contract_of_ranking_json() -> None:
     ranking = rank(make_suite("fp32", BF16), trials("fp32", [100, 110, 120]) + trials("bf16", [200, 220, 240]))
     content = json.loads(json.dumps(ranking.model_dump(mode="json")))
     assert {"schema_version", "suite", "baseline", "question", "answer", "rows", "warnings"} <= set(content)
-    assert content["schema_version"] == 2
+    assert content["schema_version"] == 3
     first = content["rows"][0]
     assert {"option", "rank", "status", "n", "differs_in", "metrics", "failures"} <= set(first)
     assert (first["option"], first["rank"], first["status"], first["n"]) == ("bf16", 1, "completed", 3)
@@ -260,7 +260,7 @@ def test_the_certificate_in_ranking_json() -> None:
     }  # fmt: skip
     assert rows["bf16"]["comparable"] is False
     assert rows["bf16"]["differs_as_declared"] == ["compute_dtype"]
-    assert rows["bf16"]["not_verified"] == ["attention"]
+    assert rows["bf16"]["not_verified"] == [{"field": "attention", "reason": None}]
     (violation,) = rows["bf16"]["violations"]
     assert {key: violation[key] for key in ("field", "baseline", "option", "seeds")} == {
         "field": "parameters", "baseline": 1_000_000, "option": 5, "seeds": [0, 1, 2],

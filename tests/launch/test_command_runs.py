@@ -80,13 +80,10 @@ def test_a_script_is_observed_unchanged_and_ranked(workplace: Workplace) -> None
     assert fields(found["half"]) == {"left_out_parameters"}
     assert fields(found["slices"]) == {"loss"}
     assert fields(found["knows"]) == {"heldout_rows_trained"}
-    assert "held-out rows: 48 of the first 48 rows trained on" in "; ".join(
-        found["knows"]["identity"]["not_verified"]
-    )
-    assert (
-        "later steps: losses are held against our own in 2 steps alone, gradients in the first"
-        in (found["plain"]["identity"]["not_verified"])
-    )
+    (held_out,) = (u for u in found["knows"]["identity"]["not_verified"] if u["field"] == "held-out rows")
+    assert held_out["reason"].startswith("48 of the first 48 rows trained on")
+    later = "losses are held against our own in 2 steps alone, gradients in the first"
+    assert {"field": "later steps", "reason": later} in found["plain"]["identity"]["not_verified"]
     assert "without_effect: declares compute_dtype, and is as the baseline plain in it" in warnings(workplace)
     of_contest = {r["trial"]["option"]: r for r in workplace.records("mine") if r["phase"] == "contest"}
     record = of_contest["plain"]

@@ -1,6 +1,7 @@
 import io
 from typing import Any
 
+import pytest
 from made_records import make_failure, make_record, make_suite, speed
 from msgspec.structs import replace
 from report.rendered import render
@@ -8,7 +9,7 @@ from rich.console import Console
 
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Ranking
-from selectbench.record.record import RankMemory
+from selectbench.record.record import RankMemory, Script
 from selectbench.report.ranking import same_job_lines
 from selectbench.report.sections import summary
 from selectbench.report.terminal import print_document
@@ -78,6 +79,22 @@ def test_what_is_not_verified_is_said_and_not_claimed() -> None:
     assert same.endswith("; weights, evaluation set, schedule and step count are the same.")
     assert hidden == "Not verified: token stream (bf16); first step gradient norm (bf16)."
     assert hidden in printed(ranking_of(BF16, found=found))
+
+
+@pytest.mark.parametrize(
+    ("field", "word"),
+    [
+        ("initial_weights_sha256", "weights"),
+        ("token_stream_sha256", "tokens"),
+        ("learning_rate_shape_sha256", "schedule"),
+    ],
+)
+def test_what_is_not_verified_for_a_reason_is_not_claimed_either(field: str, word: str) -> None:
+    script = Script(arguments=[], not_seen={field: "nothing of it was seen"})
+    unseen = replace(make_record("bf16", 0, identity={field: None}), script=script)
+    same, hidden = same_job_lines(rank(make_suite("fp32", BF16, seeds=[0]), [make_record("fp32", 0), unseen]))
+    assert word not in same.partition(";")[2]
+    assert f"{field.removesuffix('_sha256').replace('_', ' ')}: nothing of it was seen (bf16)" in hidden
 
 
 def test_without_an_identity_nothing_is_said_to_be_the_same() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from made_records import entries
 
 from selectbench.analysis.ranking import rank
+from selectbench.analysis.result import NotVerified
 from selectbench.analysis.watched import PROCESS
 from selectbench.record.record import Completed, Record
 from selectbench.suite.suite import Option, Suite
@@ -265,7 +267,7 @@ def test_a_loop_that_trains_on_other_sequences_than_it_was_handed_is_accused(che
 def test_honest_own_code_is_not_accused_and_what_nobody_saw_of_it_is_said(cheats, name):
     row = cheats[0][name]
     assert row.identity.violations == []
-    assert PROCESS in row.identity.not_verified
+    assert NotVerified(field=PROCESS[0], reason=PROCESS[1]) in row.identity.not_verified
     assert name in cheats[1].answer.partition("Not verified for ")[2]
 
 
@@ -275,11 +277,11 @@ def test_what_is_built_in_has_nothing_unverified_and_what_was_counted_is_verifie
     assert "built_in" not in ranking.answer.partition("Not verified for ")[2]
     assert records["built_in"].watched.own == []
     assert records["AdamW"].watched.evaluations_seen == records["AdamW"].watched.evaluations > 0
-    assert set(rows["AdamW"].identity.not_verified) == {
-        PROCESS,
+    assert entries(rows["AdamW"].identity) == [
+        "own code: what it changes in its trial's process",
         "own optimizer: what else its step() and eval() do",
-    }
-    assert not {"token_stream_sha256", "tokens_per_step"} & set(rows["honest_loop"].identity.not_verified)
+    ]
+    assert not {"token_stream_sha256", "tokens_per_step"} & set(entries(rows["honest_loop"].identity))
 
 
 def test_steps_applied_are_counted(cheats):
@@ -295,7 +297,7 @@ def test_a_model_that_knows_later_tokens_is_accused(ranked, leak, mode):
         found = [v.option for v in row.identity.violations if v.field == "causality"]
         assert len(found) == (mode is not None)
         assert mode is None or found[0].endswith(f"in {mode} mode")
-        assert "own model: what else its forward pass does" in row.identity.not_verified
+        assert "own model: what else its forward pass does" in entries(row.identity)
 
 
 SHARED = {"world_size": 2, "micro_batch_size": 4}
@@ -318,7 +320,7 @@ def test_honest_own_code_is_watched_wherever_it_runs(ranked, choices):
     steps = 2 + records["own"].outcome.measurement.timed_steps  # two of them warm up
     assert watched.sequences_given == watched.sequences_seen == 8 * steps
     assert rows["own"].identity.violations == []
-    unseen = {"steps_applied", "learning_rate_shape_sha256"} & set(rows["own"].identity.not_verified)
+    unseen = {"steps_applied", "learning_rate_shape_sha256"} & set(entries(rows["own"].identity))
     expected = {"fp16_mixed": {"steps_applied"}, "ddp": set(), "hf_trainer": set()}
     # Sharded weights and those in bf16 are not compared.
     assert unseen == expected.get(str([*choices.values()][-1]), {"steps_applied", "learning_rate_shape_sha256"})
