@@ -11,7 +11,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,7 +196,7 @@ class Progress:
         self.notify(f"{self.stage}: {text}")
 
 
-# Documents to token ids, on all cores: the tokenizer works on one batch while the one before it is written.
+# Documents to token ids, batch by batch; the tokenizer encodes a batch on all cores.
 
 
 BATCH_CHARACTERS = 1 << 20
@@ -249,27 +248,21 @@ def encode(
     tokenizer: TextTokenizer, documents: Iterable[str], parts_of: Parts = text_parts, *, with_bytes: bool = False
 ) -> Iterator[Encoded]:
     """Encode documents batch by batch, in order. Raises UserError for text that the tokenizer can't encode."""
-    with ThreadPoolExecutor(1) as pool:
-        pending: tuple[list[list[Part]], Future[list[Any]]] | None = None
-        for batch in ([*map(parts_of, texts)] for texts in batches(documents, BATCH_CHARACTERS)):
-            texts = [part.text for document in batch for part in document]
-            encode_batch = tokenizer.backend.encode_batch if with_bytes else tokenizer.backend.encode_batch_fast
-            future = pool.submit(encode_batch, texts, add_special_tokens=False)
-            if pending is not None:
-                yield _encoded_batch(tokenizer, *pending, with_bytes=with_bytes)
-            pending = batch, future
-        if pending is not None:
-            yield _encoded_batch(tokenizer, *pending, with_bytes=with_bytes)
+    encode_batch = tokenizer.backend.encode_batch if with_bytes else tokenizer.backend.encode_batch_fast
+    for some in batches(documents, BATCH_CHARACTERS):
+        batch = [parts_of(document) for document in some]
+        try:
+            encodings = encode_batch([p.text for parts in batch for p in parts], add_special_tokens=False)
+        except Exception as error:  # `tokenizers` raises bare exceptions
+            reason = f"it can't encode this text: {first_line(error)}: {OTHER_TOKENIZERS}"
+            raise UserError(f"tokenizer: {reason}") from error
+        yield _encoded_batch(tokenizer, batch, encodings, with_bytes=with_bytes)
 
 
 def _encoded_batch(
-    tokenizer: TextTokenizer, batch: list[list[Part]], future: Future[list[Any]], *, with_bytes: bool
+    tokenizer: TextTokenizer, batch: list[list[Part]], encodings: list[Any], *, with_bytes: bool
 ) -> Encoded:
-    """Wait for the encodings of a batch and join them. Raises UserError where the tokenizer failed."""
-    try:
-        encodings = future.result()
-    except Exception as error:  # `tokenizers` raises bare exceptions
-        raise UserError(f"tokenizer: it can't encode this text: {first_line(error)}: {OTHER_TOKENIZERS}") from error
+    """Join the encodings of all parts of a batch."""
     dtype = token_dtype(tokenizer.vocab_size)
     lists = [encoding.ids for encoding in encodings]
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))
@@ -490,8 +483,8 @@ def _write_side(
         lengths = create("_lengths.bin", wanted=work.kind == "pairs")
         sizes = create("_bytes.bin", wanted=name == HELDOUT)
         for batch in encode(tokenizer, texts, work.shape.parts, with_bytes=sizes is not None):
-            trained = np.ones(len(batch.ids), np.uint8) if batch.trained is None else batch.trained
-            for file, array in ((ids, batch.ids), (mask, trained), (lengths, batch.lengths), (sizes, batch.bytes)):
+            arrays = batch.ids, batch.trained, batch.lengths, batch.bytes
+            for file, array in zip((ids, mask, lengths, sizes), arrays, strict=True):
                 if file is not None:
                     assert array is not None
                     file.write(array.tobytes())

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selectbench.choices.model import AnyModel, PretrainedModel, PretrainedTokenizer, mapping_in
-from selectbench.data.reading import cached_commit, cached_folder
+from selectbench.data.reading import cached_folder
 from selectbench.errors import UserError
 from selectbench.machine import lock
 from selectbench.suite.job import Eval, Job
@@ -470,7 +470,8 @@ def pinned_model(model: AnyModel, content: str | None) -> AnyModel:
 def _content(model: PretrainedModel) -> str | None:
     folder = Path(model.pretrained)
     if not folder.is_dir():
-        return cached_commit(model.pretrained, model.revision)
+        commit = cached_folder(model.pretrained, model.revision)
+        return commit and commit.name
     files = sorted({path for pattern in FILES for path in folder.glob(pattern)})
     digest = hashlib.sha256("\0".join(path.name for path in files).encode())
     for path in files:
@@ -526,48 +527,47 @@ def evaluable_tokens(prepared: Prepared, job: Job) -> int:
 
 def check_enough(prepared: Prepared, job: Job) -> None:
     """Raise UserError where the text is shorter than one batch, or leaves no sequence to evaluate on."""
-    pairs, whole = prepared.lengths(TRAIN), training_sequences(prepared, job)
-    less = f"less than one batch of global_batch_size {job.global_batch_size}"
-    documents, taken_out = prepared.removed_documents + prepared.removed.get("in_training", 0), ""
-    if documents or prepared.removed_lines:
-        counts = (
-            f"{number:,} {what}{'s' * (number != 1)}"
-            for number, what in ((documents, "held-out document"), (prepared.removed_lines, "line")) if number
-        )  # fmt: skip
-        taken_out = f" ({' and '.join(counts)} taken out, as the training text has them)"
-    if pairs is not None:
-        too_few = (
-            f"of {len(pairs)} training pairs {whole} have no side longer than seq_len {job.seq_len}, {less}: "
-            "give more pairs, or raise seq_len"
-        )
-        none_held_out = f"no held-out pair fits seq_len {job.seq_len}: give more pairs, or set eval: none"
-    else:
-        too_few = (
-            f"{prepared.train_tokens} training tokens make {whole} sequences of seq_len {job.seq_len}"
-            f"{' with an answer in them' if prepared.kind == 'chat' else ''}, {less}: "
-            "give more text, or lower either"
-        )
-        none_held_out = (
-            f"{prepared.heldout_tokens} held-out tokens make no sequence of seq_len {job.seq_len}"
-            f"{taken_out}: give more text, lower seq_len, or set eval: none"
-        )
-    if prepared.has_text and not prepared.heldout_tokens:
-        none_held_out = f"nothing is left to score{taken_out}: give held-out text that is not trained on"
-        if not taken_out:
-            cleaned = ", ".join(f"{count:,} {step}" for step, count in prepared.removed.items())
-            cleaned = f", and cleaning removed {cleaned}" if cleaned else ""
-            lines = ", put line breaks into it" if prepared.kind == "text" else ""
-            none_held_out = (
-                f"nothing is left to score: {prepared.train_documents:,} of {prepared.documents_in:,} documents "
-                f"are trained on (what is equal stays on one side{cleaned}): give more text{lines}, or held-out "
-                "text of its own that passes cleaning (job.data: {train: ..., heldout: ...})"
+    whole, problems = training_sequences(prepared, job), []
+    if whole < job.global_batch_size:
+        less = f"less than one batch of global_batch_size {job.global_batch_size}"
+        if (pairs := prepared.lengths(TRAIN)) is not None:
+            problems.append(
+                f"job.data: of {len(pairs)} training pairs {whole} have no side longer than seq_len {job.seq_len}, "
+                f"{less}: give more pairs, or raise seq_len"
             )
-        none_held_out += ", or set eval: none"
-    problems = [f"job.data: {too_few}"] if whole < job.global_batch_size else []
+        else:
+            answers = " with an answer in them" if prepared.kind == "chat" else ""
+            problems.append(
+                f"job.data: {prepared.train_tokens} training tokens make {whole} sequences of seq_len {job.seq_len}"
+                f"{answers}, {less}: give more text, or lower either"
+            )
     if job.evaluates and not evaluable_tokens(prepared, job):
-        problems.append(f"job.data: {none_held_out}")
+        problems.append(f"job.data: {_nothing_to_score(prepared, job)}, or set eval: none")
     if problems:
         raise UserError(*problems)
+
+
+def _nothing_to_score(prepared: Prepared, job: Job) -> str:
+    """Why no held-out token can be scored, and what to change."""
+    documents, taken_out = prepared.removed_documents + prepared.removed.get("in_training", 0), ""
+    counts = ((documents, "held-out document"), (prepared.removed_lines, "line"))
+    if parts := [f"{number:,} {what}{'s' * (number != 1)}" for number, what in counts if number]:
+        taken_out = f" ({' and '.join(parts)} taken out, as the training text has them)"
+    if prepared.has_text and not prepared.heldout_tokens:
+        if taken_out:
+            return f"nothing is left to score{taken_out}: give held-out text that is not trained on"
+        cleaned = ", ".join(f"{count:,} {step}" for step, count in prepared.removed.items())
+        cleaned = f", and cleaning removed {cleaned}" if cleaned else ""
+        lines = ", put line breaks into it" if prepared.kind == "text" else ""
+        return (
+            f"nothing is left to score: {prepared.train_documents:,} of {prepared.documents_in:,} documents "
+            f"are trained on (what is equal stays on one side{cleaned}): give more text{lines}, or held-out "
+            "text of its own that passes cleaning (job.data: {train: ..., heldout: ...})"
+        )
+    if prepared.kind == "pairs":
+        return f"no held-out pair fits seq_len {job.seq_len}: give more pairs"
+    tokens = f"{prepared.heldout_tokens} held-out tokens make no sequence of seq_len {job.seq_len}{taken_out}"
+    return f"{tokens}: give more text, lower seq_len"
 
 
 def epochs(prepared: Prepared, job: Job) -> float:

@@ -127,15 +127,23 @@ def read_lines(path: Path, setting: str, fault: Fault, *, at_cr: bool = False) -
         lines = io.TextIOWrapper(stream, "latin-1", newline="" if "\r" in ends else "\n")
         while line := lines.readline(LONGEST_LINE_BYTES + 1):
             number, begin, offset = number + 1, offset, offset + len(line)
-            if len(line) <= LONGEST_LINE_BYTES:
-                text = _decode(line.encode("latin-1"), path, number, begin, setting, fault)
-                if text is not None:
-                    yield f"{setting}: {path}, line {number}", text
+            if len(line) > LONGEST_LINE_BYTES:
+                problem = f"longer than {LONGEST_LINE_BYTES >> 20} MiB: is it a text file with line ends?"
+                fault(f"{setting}: {path}, line {number} is {problem}")
+                while line and not line.endswith(ends):
+                    offset += len(line := lines.readline(LONGEST_LINE_BYTES))
                 continue
-            problem = f"longer than {LONGEST_LINE_BYTES >> 20} MiB: is it a text file with line ends?"
-            fault(f"{setting}: {path}, line {number} is {problem}")
-            while line and not line.endswith(ends):
-                offset += len(line := lines.readline(LONGEST_LINE_BYTES))
+            try:
+                text, problem = line.encode("latin-1").decode(), "a NUL byte (a binary file, or UTF-16)"
+                position = line.find("\0")
+            except UnicodeDecodeError as error:
+                position, problem = error.start, "bytes that are not UTF-8"
+            if position >= 0:
+                place = f"at byte offset {begin + position}, line {number}"
+                fault(f"{setting}: {path} is not a text file: {problem} {place}")
+            else:
+                text = text.removeprefix("\ufeff") if number == 1 else text
+                yield f"{setting}: {path}, line {number}", text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def json_values(path: Path, setting: str, fault: Fault) -> Iterator[tuple[str, Any]]:
@@ -189,22 +197,6 @@ def _open_text(path: Path, setting: str) -> Iterator[IO[bytes]]:
         raise UserError(f"{setting}: {path} cannot be read: {error.strerror or error}") from error
 
 
-def _decode(raw: bytes, path: Path, number: int, offset: int, setting: str, fault: Fault) -> str | None:
-    """The line as text; None where it is no text and `fault` did not raise."""
-    body = raw[3:] if number == 1 and raw.startswith(b"\xef\xbb\xbf") else raw
-    position, problem = raw.find(0), "a NUL byte (a binary file, or UTF-16)"
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        at = error.start + len(raw) - len(body)
-        if not 0 <= position < at:
-            position, problem = at, "bytes that are not UTF-8"
-    if position >= 0:
-        fault(f"{setting}: {path} is not a text file: {problem} at byte offset {offset + position}, line {number}")
-        return None
-    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
-
-
 # Repositories of the Hugging Face hub: which commit a name means now, and where that commit's files lie.
 
 
@@ -238,14 +230,8 @@ def fetch_snapshot(setting: str, name: str, revision: str | None, files: Sequenc
         raise UnreachableError(f"{setting}: {visible(name)} cannot be loaded: {reason} ({HUB})") from None
 
 
-def cached_commit(name: str, revision: str | None) -> str | None:
-    """The commit that transformers loads without a network; None: none is cached."""
-    folder = cached_folder(name, revision)
-    return None if folder is None else folder.name
-
-
 def cached_folder(name: str, revision: str | None) -> Path | None:
-    """The cached commit's folder, with its config.json where it has one; None: none is cached."""
+    """The folder, named after it, of the commit that transformers loads without a network; None: none is cached."""
     try:
         return snapshot(name, revision, ["config.json"], fetch=False)
     except (ImportError, OSError, ValueError):
@@ -263,10 +249,10 @@ ROWS_AT_ONCE = 1024
 
 def json_documents(files: Sequence[Path], field: str, fault: Fault) -> Iterator[str]:
     """The field of each line's object, in order; objects without it go to `fault`. Blank lines are skipped."""
-    yield from _field_texts(_objects(files, "job.data.jsonl", fault), field, fault)
+    yield from field_texts(_objects(files, "job.data.jsonl", fault), field, fault)
 
 
-def _field_texts(records: Iterable[tuple[str, object]], field: str, fault: Fault) -> Iterator[str]:
+def field_texts(records: Iterable[tuple[str, object]], field: str, fault: Fault) -> Iterator[str]:
     """The field of each record as text, in order; other values go to `fault`. `records`: place and record."""
     names, described = field.split("."), f"field {quoted(field)}"
     for place, record in records:
@@ -332,7 +318,7 @@ def _message(number: int, message: object) -> tuple[str, str]:
 
 
 def _objects(files: Sequence[Path], setting: str, fault: Fault) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Place and value of each object; other values go to `fault`."""
+    """Place and value of each object, in order; other values go to `fault`."""
     for path in files:
         for place, value in json_values(path, setting, fault):
             if isinstance(value, dict):
@@ -370,7 +356,7 @@ def _json_type(value: object) -> str:
 
 def parquet_documents(files: Sequence[Path], field: str, fault: Fault) -> Iterator[str]:
     """The column of each row, in order; ROWS_AT_ONCE rows are in memory at a time."""
-    yield from _field_texts(_parquet_rows(files, field), field, fault)
+    yield from field_texts(_parquet_rows(files, field), field, fault)
 
 
 def _parquet_rows(files: Sequence[Path], field: str) -> Iterator[tuple[str, object]]:
@@ -476,13 +462,8 @@ def rows_key(rows: Any, data: Dataset) -> str | None:
     return f"dataset {files_sha256(files, 'job.data.dataset')} {data.split} {len(rows)} {data.field}"
 
 
-def column_texts(rows: Any, data: Dataset, fault: Fault) -> Iterator[str]:
-    """The field of each row as text, in order; other values go to `fault`."""
-    yield from _field_texts(_dataset_rows(rows, data), data.field, fault)
-
-
-def _dataset_rows(rows: Any, data: Dataset) -> Iterator[tuple[str, object]]:
-    """Place and record of each row. Raises UserError where a download breaks off while rows are read."""
+def dataset_rows(rows: Any, data: Dataset) -> Iterator[tuple[str, object]]:
+    """Place and record of each row, in order. Raises UserError where a download breaks off while rows are read."""
     first = data.field.split(".")[0]
     with _load_errors_explained(data):
         batches = rows.select_columns([first]).iter(batch_size=ROWS_AT_ONCE)

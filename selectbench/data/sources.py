@@ -22,7 +22,8 @@ import numpy.typing as npt
 from selectbench.data.reading import (
     Fault,
     chat_documents,
-    column_texts,
+    dataset_rows,
+    field_texts,
     files_sha256,
     find_files,
     json_documents,
@@ -90,10 +91,9 @@ def open_corpus(data: DataSource, notify: Callable[[str], None], code: Sequence[
         case OwnDocuments():  # only own code knows what it reads: the key is made of what it yields
             return Corpus(None, lambda _: own_documents(data, code), data.documents)
         case Pairs():
-            paths = find_files(data.pairs, notify, _PAIRS)
-            key = f"pairs {data.source} {data.target} {files_sha256(paths, _PAIRS)}"
-            description = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files of pairs"
-            return Corpus(key, lambda fault: _pairs_of_files(paths, data.source, data.target, fault), description)
+            return _file_corpus(
+                data.pairs, "pairs", notify, _pairs_of_files, source=data.source, target=data.target
+            )
         case ParallelFiles():
             sources = named_file(Path(data.source_text), "job.data.source_text")
             targets = named_file(Path(data.target_text), "job.data.target_text")
@@ -120,7 +120,7 @@ def require(package: str, install: str = INSTALL) -> str:
 
 def _file_corpus(
     patterns: list[str], kind: str, notify: Callable[[str], None],
-    read: Callable[..., Iterator[str]], **options: str | None,
+    read: Callable[..., Iterator[str]], **options: str | int | None,
 ) -> Corpus:  # fmt: skip
     setting = f"job.data.{kind}"
     files = find_files(patterns, notify, setting)
@@ -161,7 +161,7 @@ def _dataset_corpus(data: Dataset) -> Corpus:
         key, description = rows_key(rows, data), f"{data.dataset}, split {data.split}"
 
     def documents(fault: Fault) -> Iterator[str]:
-        return column_texts(load_rows(data) if rows is None else rows, data, fault)
+        return field_texts(dataset_rows(load_rows(data) if rows is None else rows, data), data.field, fault)
 
     return Corpus(key and f"{key} datasets {version}", documents, description)
 

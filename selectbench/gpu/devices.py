@@ -208,8 +208,6 @@ def _find(entry: str, boards: list[Any | None]) -> Any | None:
     slices = [device for board in boards for device in devices_on(board) if is_slice(device)]
     if (slice_ := _by_beginning(entry, slices)) is not None:
         return slice_
-    if entry.startswith("MIG-"):  # or MIG-GPU-<uuid of the board>/<GPU instance>/<compute instance>, before R470
-        return ask(pynvml.nvmlDeviceGetHandleByUUID, entry)
     return next(iter(devices_on(_by_beginning(entry, boards))), None)
 
 
@@ -385,8 +383,6 @@ def topology(gpus: list[Gpu]) -> list[list[str | None]]:
     Shape (GPUs, GPUs). The words are those of `nvidia-smi topo -m`, from near to far.
     """
     ways: list[list[str | None]] = [["X" if a is b else None for b in gpus] for a in gpus]
-    if not gpus:
-        return ways
     with suppress(pynvml.NVMLError), started():
         handles = [board_of(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)) for gpu in gpus]
         for row, column in permutations(range(len(gpus)), 2):
@@ -571,8 +567,7 @@ def use_of(gpu: Gpu) -> Use:
     try:
         with started():
             handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
-            if reason := problem_of(handle):
-                return Use(problem=reason)
+            pynvml.nvmlDeviceGetName(handle)  # every board that answers has one
             memory, rates = read_memory(handle), ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
             tenants = [replace(tenant, name=command_name(tenant.pid)) for tenant in read_processes(handle) or ()]
     except pynvml.NVMLError as error:

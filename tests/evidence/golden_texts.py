@@ -222,7 +222,7 @@ def on(machine: Machine, *, has_data: bool = False) -> Iterator[None]:
         "selectbench.launch.preparation.idle_now": lambda asked, need: (list(machine.gpus), []),
         "selectbench.planning.plan.usable_cores": lambda: 2.0,
         "selectbench.planning.duration._matmul_flops_per_second": lambda: 1e11,
-        "selectbench.data.prepared.cached_commit": lambda name, revision: None,
+        "selectbench.data.prepared.cached_folder": lambda name, revision: None,
         **({} if has_data else {"selectbench.launch.preparation.prepare_data": no_data}),
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
