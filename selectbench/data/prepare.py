@@ -153,13 +153,11 @@ def _read_cached(folder: Path, notify: Notify) -> Prepared | None:
         prepared = Prepared.open(folder)
         prepared.check()
         return prepared
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         if folder.is_dir():
-            notify(f"{folder} lacks {Path(error.filename).name}: it is removed and prepared again")
+            reason = f"{Path(error.filename).name} is gone" if isinstance(error, FileNotFoundError) else error
+            notify(f"{folder} is damaged ({reason}): it is removed and prepared again")
             remove(folder)
-    except ValueError as error:
-        notify(f"{folder} is damaged ({error}): it is removed and prepared again")
-        remove(folder)
     except OSError as error:
         raise UserError(
             f"cache: cannot read {folder}: {error.strerror}: set SELECTBENCH_CACHE to a folder of your own"

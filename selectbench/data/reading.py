@@ -256,11 +256,11 @@ def field_texts(records: Iterable[tuple[str, object]], field: str, fault: Fault)
     """The field of each record as text, in order; other values go to `fault`. `records`: place and record."""
     names, described = field.split("."), f"field {quoted(field)}"
     for place, record in records:
-        value = _nested_value(record, names)
+        value, has = _nested_value(record, names)
         if isinstance(value, str):
             yield value
         elif value is _MISSING:
-            fault(f"{place}: there is no {described}, text was expected{_fields_of(record, names)}")
+            fault(f"{place}: there is no {described}, text was expected{has}")
         else:
             fault(f"{place}: the {described} is {_json_type(value)}, text was expected")
 
@@ -269,10 +269,9 @@ def chat_documents(files: Sequence[Path], field: str | None, fault: Fault) -> It
     """Each conversation as JSON: a list of [role, content] pairs, with an answer among them."""
     fields = [field] if field else CHAT_FIELDS
     for place, record in _objects(files, "job.data.chat", fault):
-        candidates = ((name, _nested_value(record, name.split("."))) for name in fields)
-        name, value = next((c for c in candidates if c[1] is not _MISSING), (fields[0], _MISSING))
+        candidates = [(name, *_nested_value(record, name.split("."))) for name in fields]
+        name, value, has = next((c for c in candidates if c[1] is not _MISSING), candidates[0])
         if value is _MISSING:
-            has = _fields_of(record, name.split("."))
             fault(f"{place}: there is no field {' or '.join(map(quoted, fields))}{has}")
             continue
         unread = next((key for key in ("system", "tools") if "." not in name and record.get(key)), None)
@@ -327,30 +326,21 @@ def _objects(files: Sequence[Path], setting: str, fault: Fault) -> Iterator[tupl
                 fault(f"{place}: {_json_type(value)} was found, an object was expected")
 
 
-def _fields_of(record: object, names: Sequence[str]) -> str:
-    """' (it has A, B)': the fields at the level where the first of the names is missing."""
-    for name in names:
-        if not isinstance(record, dict) or name not in record:
-            break
-        record = record[name]
-    return f" (it has {_names(list(record))})" if isinstance(record, dict) and record else ""
-
-
 _MISSING = object()
 
 
-def _nested_value(value: Any, names: Sequence[str]) -> object:
-    """The value under the path of keys `names`; _MISSING where a key is missing."""
+def _nested_value(value: Any, names: Sequence[str]) -> tuple[object, str]:
+    """The value under the path of keys `names`, and ''; where one is missing, _MISSING and ' (it has A, B)'."""
     for name in names:
         if not isinstance(value, dict) or name not in value:
-            return _MISSING
+            return _MISSING, f" (it has {_names(list(value))})" if isinstance(value, dict) and value else ""
         value = value[name]
-    return value
+    return value, ""
 
 
 def _json_type(value: object) -> str:
     names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "text",
-             list: "a list", dict: "an object", type(_MISSING): "nothing"}  # fmt: skip
+             list: "a list", dict: "an object"}  # fmt: skip
     return names.get(type(value), type(value).__name__)
 
 

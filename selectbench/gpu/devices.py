@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import permutations, takewhile
+from itertools import permutations, takewhile, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -348,9 +348,7 @@ def first_difference(shown: Sequence[TorchDevice], gpus: Sequence[Gpu]) -> str |
 
     A device without a UUID and a bus id by torch is only counted.
     """
-    for number in range(max(len(shown), len(gpus))):
-        device = shown[number] if number < len(shown) else None
-        gpu = gpus[number] if number < len(gpus) else None
+    for number, (device, gpu) in enumerate(zip_longest(shown, gpus)):
         if device is None or gpu is None or not _same(device, gpu):
             taken = "no GPU was taken" if gpu is None else f"{gpu.name}, {gpu.uuid} at {gpu.pci_bus_id}, was taken"
             return f"its cuda:{number} is {'not there' if device is None else device}, and {taken}"
@@ -388,8 +386,7 @@ def topology(gpus: list[Gpu]) -> list[list[str | None]]:
         for row, column in permutations(range(len(gpus)), 2):
             pair = handles[row], handles[column]
             linked = ask(pynvml.nvmlDeviceGetP2PStatus, *pair, pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
-            level = ask(pynvml.nvmlDeviceGetTopologyCommonAncestor, *pair)
-            by_pcie = None if level is None else TOPOLOGY_LEVELS.get(level)
+            by_pcie = TOPOLOGY_LEVELS.get(ask(pynvml.nvmlDeviceGetTopologyCommonAncestor, *pair))
             ways[row][column] = "NVL" if linked == pynvml.NVML_P2P_STATUS_OK else by_pcie
     return ways
 
