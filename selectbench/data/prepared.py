@@ -470,8 +470,8 @@ def pinned_model(model: AnyModel, content: str | None) -> AnyModel:
 def _content(model: PretrainedModel) -> str | None:
     folder = Path(model.pretrained)
     if not folder.is_dir():
-        commit = cached_folder(model.pretrained, model.revision)
-        return commit and commit.name
+        snapshot = cached_folder(model.pretrained, model.revision)
+        return None if snapshot is None else snapshot.name
     files = sorted({path for pattern in FILES for path in folder.glob(pattern)})
     digest = hashlib.sha256("\0".join(path.name for path in files).encode())
     for path in files:
