@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import json
 import multiprocessing
 import os
 import signal
@@ -17,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -41,7 +40,7 @@ RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
 LATER_FAILURE_SECONDS = 0.3
 """How long after a failure to wait for those of other ranks, to see which came first."""
 
-DONE = "done"
+DONE = b"done"
 """A rank's last message after a successful end."""
 
 RunRank = Callable[[wire.Order, runtime.World, Emit, runtime.Whereabouts, float], None]
@@ -60,17 +59,6 @@ class Rank:
     listening: bool = True
     done: bool = False
     """Whether the rank reported its successful end."""
-
-
-@dataclass(order=True)
-class Failure:
-    """The failure of a rank; the smallest one came first."""
-
-    may_be_victim: bool
-    """Whether another rank's end may have caused it; not so for a rank that was killed."""
-    at: float
-    """Monotonic seconds."""
-    gave_up: wire.GaveUp = field(compare=False)
 
 
 def run_ranks(order: wire.Order, emit: Emit, run_rank: RunRank, began: float) -> None:
@@ -148,7 +136,7 @@ def _raise_stack_requested(*_: object) -> None:
 def _outcome(ranks: list[Rank], emit: Emit, first_rank: int) -> wire.Finished | wire.GaveUp | None:
     """Handle the ranks' messages until all have ended, or a little beyond the first failure."""
     finished: wire.Finished | None = None
-    failures: list[Failure] = []
+    failures: list[wire.GaveUp] = []
     deadline: float | None = None
     while any(rank.listening for rank in ranks) and (deadline is None or time.monotonic() < deadline):
         # A rank's children may hold its pipe open, so its end is noticed by pipe or by process.
@@ -164,34 +152,34 @@ def _outcome(ranks: list[Rank], emit: Emit, first_rank: int) -> wire.Finished | 
         if failures and deadline is None:
             deadline = time.monotonic() + LATER_FAILURE_SECONDS
     if failures:
-        first = min(failures)
-        return msgspec.structs.replace(first.gave_up, may_be_victim=first.may_be_victim, at=first.at)
+        return min(failures, key=lambda failure: (failure.may_be_victim, failure.at))
     assert first_rank or finished is not None, "the first rank ended well without a result"
     return finished
 
 
-def _next_event(number: int, rank: Rank, failures: list[Failure]) -> Any:
+def _next_event(number: int, rank: Rank, failures: list[wire.GaveUp]) -> Any:
     """The rank's next event; None where it ended, failed or reported its end."""
     try:
         if not rank.messages.poll():
             raise EOFError  # it has ended, and all its messages are read
-        at, text = json.loads(rank.messages.recv_bytes())
+        text = rank.messages.recv_bytes()
     except (EOFError, OSError):  # OSError where it was killed while sending
         rank.listening = False
         rank.process.join()
         status = rank.process.exitcode
-        has_reason = any(failure.gave_up.rank == number for failure in failures)
+        has_reason = any(failure.rank == number for failure in failures)
         if not has_reason and (status or not rank.done):
-            gave_up = wire.GaveUp(kind="crashed", detail="", rank=number, exit_status=status)
             # A victim of another rank's end raises and reports that; a library that exits reports nothing.
-            failures.append(Failure(status not in (1, -signal.SIGKILL), time.monotonic(), gave_up))
+            may_be_victim, at = status not in (1, -signal.SIGKILL), time.perf_counter()
+            ending: dict[str, Any] = {"exit_status": status, "may_be_victim": may_be_victim, "at": at}
+            failures.append(wire.GaveUp(kind="crashed", detail="", rank=number, **ending))
         return None
     if text == DONE:
         rank.done = True
         return None
     event = wire.EVENTS.read(text)
     if isinstance(event, wire.GaveUp):
-        failures.append(Failure(may_be_victim=True, at=at, gave_up=event))
+        failures.append(event)
         return None
     return event
 
@@ -210,16 +198,16 @@ def _rank_main(
 
     def emit(event: Any) -> None:
         if isinstance(event, wire.GaveUp):
-            event = msgspec.structs.replace(event, rank=number)
+            event = msgspec.structs.replace(event, rank=number, at=time.perf_counter())
         elif number:
             return
-        messages.send_bytes(json.dumps([time.monotonic(), wire.EVENTS.write(event).decode()]).encode())
+        messages.send_bytes(wire.EVENTS.write(event))
 
     try:
         add_to_path(order.code)  # the process may be a new one
         with _process_group(order, number, listener) as world:
             run_rank(order, world, emit, runtime.Whereabouts(cells, number - place_of(order).first_rank), began)
-        messages.send_bytes(json.dumps([time.monotonic(), DONE]).encode())
+        messages.send_bytes(DONE)
     except BaseException as error:
         # Also for failures of the process group, before and after the training.
         oom = runtime.is_out_of_memory(error)

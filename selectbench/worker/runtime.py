@@ -6,11 +6,9 @@ import errno
 import hashlib
 import inspect
 import json
-import math
 import os
 import platform
 import re
-import shutil
 import signal
 import socket
 import sys
@@ -23,8 +21,8 @@ from datetime import timedelta
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -372,24 +370,13 @@ def openmp(maps: Path = Path("/proc/self/maps")) -> str | None:
 # torch.compile's caches, private to a trial, and its count of compiled graphs.
 
 
-CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-
-
 @contextmanager
 def private_caches(folder: Path) -> Iterator[None]:
     """Use empty caches in `folder`, so that every trial pays for its compilation; removes them afterwards."""
-    saved = {name: os.environ.get(name) for name in CACHES}
-    try:
-        for name in CACHES:
-            os.environ[name] = str((folder / name.lower()).absolute())
-        yield
-    finally:
-        for name, value in saved.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-            shutil.rmtree(folder / name.lower(), ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder.absolute(), ignore_cleanup_errors=True) as caches:
+        names = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
+        with patch.dict(os.environ, {name: f"{caches}/{name.lower()}" for name in names}):
+            yield
 
 
 def compilations() -> int:
@@ -425,11 +412,8 @@ class Whereabouts:
 SIZES = {"cuda": (4096, 8192, 16384), "cpu": (1024,)}
 """Sizes of the matrices: small ones don't fill a large GPU; one that does not fit is left out."""
 DTYPES = {"cuda": ("float32", "tf32", "bfloat16", "float16"), "cpu": ("float32", "bfloat16", "float16")}
-BATCH_SECONDS = 0.1
-"""Approximate seconds of products between two waits for the device."""
 MEASURED_SECONDS = 1.0
 """Seconds measured for each dtype and size, without warm-up."""
-WARM_UP = 2
 
 
 def calibrate(device: str, sizes: Sequence[int] = (), measured_seconds: float = MEASURED_SECONDS) -> None:
@@ -457,25 +441,18 @@ def calibrate(device: str, sizes: Sequence[int] = (), measured_seconds: float = 
 
 def _flops_per_second(device: str, dtype: torch.dtype, size: int, measured_seconds: float) -> float:
     """Median over batches of products of normal random values, on which a GPU's power and clock depend."""
+    from torch.utils.benchmark import Timer
+
+    def clock() -> float:
+        wait_for(device)
+        return time.perf_counter()
+
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
-    out = torch.empty_like(a)
-    seconds = min(_seconds(device, a, b, out, 1) for _ in range(WARM_UP))
-    batch = max(1, math.ceil(BATCH_SECONDS / seconds))
-    batches = [_seconds(device, a, b, out, batch)]
-    while sum(batches) < measured_seconds:
-        batches.append(_seconds(device, a, b, out, batch))
-    return 2 * size**3 * batch / median(batches)
-
-
-def _seconds(device: str, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, products: int) -> float:
-    """Seconds of so many products, between two waits for the device."""
-    wait_for(device)
-    begin = time.perf_counter()
-    for _ in range(products):
-        torch.mm(a, b, out=out)
-    wait_for(device)
-    return time.perf_counter() - begin
+    factors = {"a": a, "b": b, "out": torch.mm(a, b)}  # the first product of all loads kernels
+    threads = torch.get_num_threads()
+    timer = Timer("torch.mm(a, b, out=out)", timer=clock, globals=factors, num_threads=threads)
+    return 2 * size**3 / timer.blocked_autorange(min_run_time=measured_seconds).median
 
 
 # Measures a site's node, alone and together with the others: one line of JSON each.
