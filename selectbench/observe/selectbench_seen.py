@@ -317,11 +317,12 @@ def next_tokens(tokens: Tensor, mask: Tensor | None) -> Tensor:
     return moved_left(tokens if mask is None else tokens.masked_fill(mask == 0, -1))
 
 
-def _graph_nodes(tensor: Tensor, most: int = 256) -> Iterator[Any]:
-    """The first `most` nodes of the graph that computed a tensor, nearest first."""
-    nodes: list[Any] = [tensor.grad_fn]
+def graph_nodes(tensor: Tensor, most: float = 256) -> Iterator[Any]:
+    """The first `most` nodes of the graph that computed a tensor, each once, nearest first."""
+    nodes, known = [tensor.grad_fn], {None}
     for node in nodes:
-        if node is not None and len(nodes) < most:
+        if node not in known and len(known) <= most:
+            known.add(node)
             yield node
             nodes += [inner for inner, _ in node.next_functions]
 
@@ -347,7 +348,7 @@ def _dtypes_of(product: Any) -> set[torch.dtype]:
 def cross_entropies(loss: Tensor) -> list[Tensor]:
     """The targets of each cross entropy behind a loss, -1 where it ignores one."""
     kinds = ("NllLossBackward0", "NllLoss2DBackward0")
-    nodes = [node for node in _graph_nodes(loss, 4096) if type(node).__name__ in kinds]
+    nodes = [node for node in graph_nodes(loss, 4096) if type(node).__name__ in kinds]
     # Torch 2.1 gives a negative index as a number without a sign.
     targets: list[tuple[Tensor, int]] = [
         (node._saved_target, (node._saved_ignore_index + (1 << 63)) % (1 << 64) - (1 << 63)) for node in nodes
@@ -357,7 +358,7 @@ def cross_entropies(loss: Tensor) -> list[Tensor]:
 
 def product_dtypes(output: Any) -> set[torch.dtype]:
     """Dtypes of the matrix products behind an output, or of what compiled code saves; only 16 bits if any are."""
-    nodes = [node for leaf in leaves(output) if isinstance(leaf, Tensor) for node in _graph_nodes(leaf)]
+    nodes = [node for leaf in leaves(output) if isinstance(leaf, Tensor) for node in graph_nodes(leaf)]
     dtypes = {dtype for node in nodes if type(node).__name__ in _PRODUCTS for dtype in _dtypes_of(node)}
     compiled = [node for node in nodes if type(node).__name__ == "CompiledFunctionBackward"]
     dtypes |= {t.dtype for node in compiled for t in node.saved_tensors if t.is_floating_point() and t.dim() > 1}

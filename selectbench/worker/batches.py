@@ -6,7 +6,7 @@ import hashlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from struct import pack
 from typing import Any
 
@@ -54,7 +54,8 @@ class SampleOrder:
     def __init__(self, sequences: int, global_batch_size: int, seed: int) -> None:
         self.sequences, self.global_batch_size = sequences, global_batch_size
         self._seed = seed
-        self._orders: dict[int, npt.NDArray[np.int64]] = {}
+        # A step reaches back at most into epochs that begin in it: older orders are not needed again.
+        self._order = lru_cache(maxsize=2)(self._drawn_order)
 
     def sample_indices(self, step: int) -> npt.NDArray[np.int64]:
         """Sequence numbers of one optimizer step, shape (global_batch_size,)."""
@@ -62,13 +63,9 @@ class SampleOrder:
         epochs, positions = np.divmod(np.arange(first, first + self.global_batch_size), self.sequences)
         return np.concatenate([self._order(int(epoch))[positions[epochs == epoch]] for epoch in np.unique(epochs)])
 
-    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
-        if epoch not in self._orders:
-            # A step reaches back at most into epochs that begin in it: older orders are not needed again.
-            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
-            generator = np.random.Generator(np.random.PCG64(derived_seed(self._seed, "order", epoch)))
-            self._orders[epoch] = generator.permutation(self.sequences)
-        return self._orders[epoch]
+    def _drawn_order(self, epoch: int) -> npt.NDArray[np.int64]:
+        generator = np.random.Generator(np.random.PCG64(derived_seed(self._seed, "order", epoch)))
+        return generator.permutation(self.sequences)
 
 
 class CausalBatches(SampleOrder):

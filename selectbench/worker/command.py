@@ -344,7 +344,9 @@ def _measurement(
     pauses = sum(float(step["pause_seconds"]) for step in job)
     quarters = quantiles(durations, n=4) if len(durations) > 1 else [0.0, 0.0, 0.0]
     skipped = sum(bool(step["skipped"]) for step in job)
-    memory = [_memory(rank) for rank in ranks]
+    memory = [
+        msgspec.convert({**(rank.end or {}), "rank": int(rank.start.get("rank", 0))}, RankMemory) for rank in ranks
+    ]
     return Measurement(
         tokens_per_step=round(sum(tokens) / len(tokens)),
         steps_applied=len(job) - skipped, steps_skipped=skipped,
@@ -361,13 +363,6 @@ def _measurement(
         memory_by_rank=memory, trial_seconds=time.perf_counter() - began, pause_seconds=pauses,
         **largest_of_ranks(memory), **cores,
     ), windows  # fmt: skip
-
-
-def _memory(rank: Rank) -> RankMemory:
-    end = rank.end or {}
-    keys = set(RankMemory.__struct_fields__) - {"rank", "managed_state_bytes"}
-    values = {key: end[key] for key in keys if end.get(key) is not None}
-    return RankMemory(rank=int(rank.start.get("rank", 0)), **values)
 
 
 def _identity(

@@ -67,11 +67,8 @@ class Forward:
         """
         if not self.is_transformers:
             return None
-        self.module.set_attn_implementation("eager")
-        try:
+        with runtime.attention_kernel(self.module, "eager"):
             output = self._output(batch, {**batch.named, "output_attentions": True})
-        finally:
-            self.module.set_attn_implementation(runtime.evaluation_kernel(self.module))
         for name in ("cross_attentions", "attentions"):
             layers = getattr(output, name, None)
             if layers and isinstance(layers[-1], torch.Tensor) and layers[-1].ndim == 4:
@@ -119,15 +116,12 @@ def evaluation_forward(module: Any, weights: dict[str, torch.Tensor] | None = No
     `weights`: all weights in fp32 and all buffers by name, where the module's own can't be used. Otherwise its
     parameters of less than fp32 are copied to fp32 for the time of the evaluation.
     """
-    training, kernel = module.training, runtime.attention(module)
-    changes_kernel = kernel != runtime.evaluation_kernel(module)
+    training, kernel = module.training, runtime.evaluation_kernel(module)
     # Blocks that are compiled in place run eagerly: an evaluation must compile nothing itself.
     stance = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     module.eval()
-    if changes_kernel:
-        module.set_attn_implementation(runtime.evaluation_kernel(module))
     try:
-        with stance, torch.no_grad(), runtime.without_tf32():
+        with runtime.attention_kernel(module, kernel), stance, torch.no_grad(), runtime.without_tf32():
             if weights is None:
                 weights = {
                     name: parameter.detach().float()
@@ -136,8 +130,6 @@ def evaluation_forward(module: Any, weights: dict[str, torch.Tensor] | None = No
                 }
             yield Forward(module, weights)
     finally:
-        if changes_kernel:
-            module.set_attn_implementation(kernel)
         module.train(training)
 
 

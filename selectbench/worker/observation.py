@@ -22,17 +22,18 @@ from typing import Any
 
 import torch
 from torch.linalg import vector_norm
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.module_tracker import ModuleTracker
 
 from selectbench.choices import Choices
 from selectbench.choices.choice import IGNORED_FOLDERS, import_roots, is_own
 from selectbench.choices.model import OwnModel
+from selectbench.observe.selectbench_seen import graph_nodes
 from selectbench.record.wire import Order
 from selectbench.suite.job import Job
 from selectbench.worker.batches import Batch, TokenStream
 from selectbench.worker.evaluation import Forward
-from selectbench.worker.runtime import World, attention, derived_seed, evaluation_kernel
+from selectbench.worker.runtime import World, attention_kernel, derived_seed, evaluation_kernel
 
 _TRUSTED_CLOCK = time.monotonic
 """The clock as it is before own code is imported, which may replace `time.monotonic`."""
@@ -141,41 +142,23 @@ def examine_model(module: Any, batch: Batch) -> ModelBehaviour:
 
     Raises what the model raises for the whole sequence, as its training would.
     """
-    kernel, on_cpu = attention(module), evaluation_kernel(module)
-    if kernel != on_cpu:
-        module.set_attn_implementation(on_cpu)
-    try:
+    with attention_kernel(module, evaluation_kernel(module)):
         with suppress(Exception):
             return _examine(module, batch.map(lambda tensor: tensor[:1, :TRIAL_TOKENS].cpu()))
         return _examine(module, batch.map(lambda tensor: tensor[:1].cpu()))
-    finally:
-        if kernel != on_cpu:
-            module.set_attn_implementation(kernel)
 
 
 def _examine(module: Any, batch: Batch) -> ModelBehaviour:
     with _repeatable(Forward(module, {}), training=True, device=torch.device("cpu")) as call:
-        with _Operations(module) as operations:
+        with ModuleTracker() as tracker, _Operations(module, tracker) as operations:
             logits = call(batch)
-        reached = _parameters_reached(logits.sum())
+        reached = {id(getattr(node, "variable", None)) for node in graph_nodes(logits.sum(), math.inf)}
         with torch.no_grad():
             draws = range(1, TRIAL_DRAWS if operations.drawn else 2)
             is_random = any(_relative_change(logits, call(batch, draw)) > NOISE for draw in draws)
     drawn = sorted({re.sub(r"\.\d+", ".*", name) for name in operations.drawn}) or [type(module).__name__]
     missing = [n for n, p in module.named_parameters() if p.requires_grad and id(p) not in reached]
     return ModelBehaviour(operations.used_as, missing, drawn if is_random else [], _adds_loss(module, batch))
-
-
-def _parameters_reached(total: torch.Tensor) -> set[int]:
-    """Identities (`id`) of the parameters that a sum's gradient would reach."""
-    pending, seen, parameters = [total.grad_fn], set(), set()
-    while pending:
-        node = pending.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            parameters.add(id(getattr(node, "variable", None)))
-            pending += [following for following, _ in node.next_functions]
-    return parameters
 
 
 def _adds_loss(module: Any, batch: Batch) -> bool:
@@ -209,36 +192,20 @@ def without_token_loss(logits: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor
 class _Operations(TorchDispatchMode):
     """Records what a module's parameters are used for, and which modules draw random numbers."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, tracker: ModuleTracker) -> None:
         super().__init__()
-        self._names = {id(part): name or type(part).__name__ for name, part in module.named_modules()}
-        self._inside: list[str] = [type(module).__name__]
+        self._tracker = tracker
         self.used_as: dict[str, str] = {}
         """As `ModelBehaviour.used_as`, for the parameters that took part."""
         parameters = sorted((p.data_ptr(), p.nbytes, name) for name, p in module.named_parameters() if p.numel())
         self._starts, self._parameters = [start for start, *_ in parameters], parameters
         self.drawn: set[str] = set()
 
-    def __enter__(self) -> _Operations:
-        self._hooks = [
-            register_module_forward_pre_hook(lambda part, _: self._inside.append(self._names.get(id(part), "?"))),
-            register_module_forward_hook(lambda *_: self._leave(), always_call=True),
-        ]
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        for hook in self._hooks:
-            hook.remove()
-
-    def _leave(self) -> None:
-        self._inside.pop()
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         arguments = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | (kwargs or {})
         if torch.Tag.nondeterministic_seeded in func.tags and arguments.get("dropout_p", 1) != 0:
-            self.drawn.add(self._inside[-1])
+            path = max(self._tracker.parents - {"Global"}, key=lambda name: name.count("."))
+            self.drawn.add(path.partition(".")[2] or path)  # without the class of the whole model
         operation = func._opname
         use = "matrix" if operation in _PRODUCTS else operation if operation in _LOOKED_UP else "other"
         for name, value in arguments.items():

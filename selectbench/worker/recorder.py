@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -488,23 +488,18 @@ class Recorder:
         before = time.perf_counter()
         # No more sequences at once than in training, so that an evaluation doesn't run out of memory first.
         batch_size = setting.order.choices.micro_batch_size
-        try:
-            with self.evaluation() as logits:
-                seen_before = setting.watch.untrained
-                report = self._progress_reporter("sequences")
-                loss = evaluation.heldout_loss(
-                    logits, held_out, sequences_per_batch=batch_size, world=self.world, report=report
-                )
-                setting.watch.scored.append((len(held_out), setting.watch.untrained - seen_before))
-                if self.steps_done >= self.job.max_steps:
-                    assert setting.reading is not None, "a job that evaluates has one"
-                    report = self._progress_reporter("texts")
-                    self.scores = evaluation.score_model(setting.order, setting.reading, logits, self.world, report)
-                    self.inside = evaluation.inspect_model(held_out, setting.reading, logits, self.world)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise MemoryError(f"in the evaluation, the training itself went well: {error}") from error
+        with _outside_training("the evaluation"), self.evaluation() as logits:
+            seen_before = setting.watch.untrained
+            report = self._progress_reporter("sequences")
+            loss = evaluation.heldout_loss(
+                logits, held_out, sequences_per_batch=batch_size, world=self.world, report=report
+            )
+            setting.watch.scored.append((len(held_out), setting.watch.untrained - seen_before))
+            if self.steps_done >= self.job.max_steps:
+                assert setting.reading is not None, "a job that evaluates has one"
+                report = self._progress_reporter("texts")
+                self.scores = evaluation.score_model(setting.order, setting.reading, logits, self.world, report)
+                self.inside = evaluation.inspect_model(held_out, setting.reading, logits, self.world)
         self.evaluation_seconds += time.perf_counter() - before
         if not math.isfinite(loss):
             raise Diverged(f"the held-out loss after step {self.steps_done} is {loss}")
@@ -522,13 +517,8 @@ class Recorder:
         order = self.setting.order
         if not order.job.own_metrics:
             return
-        try:
-            with self.evaluation() as forward:
-                added = evaluation.own_metrics(order, forward, self.world)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise MemoryError(f"in job.eval.metrics, the training itself went well: {error}") from error
+        with _outside_training("job.eval.metrics"), self.evaluation() as forward:
+            added = evaluation.own_metrics(order, forward, self.world)
         signatures = {name: order.job.own_metrics[name].call for name in added}
         self.scores = replace(
             self.scores, scores={**self.scores.scores, **added}, signatures={**self.scores.signatures, **signatures}
@@ -543,6 +533,17 @@ class Recorder:
         self.setting.whereabouts.enter("saving", self.steps_done)
         with self.evaluation() as forward:
             evaluation.save_model(order, forward, Path(order.model_folder), writes=self.world.is_first)
+
+
+@contextmanager
+def _outside_training(place: str) -> Iterator[None]:
+    """Have an error say where memory ran out, if not in the training. Raises MemoryError in its place."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryError(f"in {place}, the training itself went well: {error}") from error
 
 
 def _storable(values: Sequence[float | None]) -> list[float | None]:

@@ -94,6 +94,20 @@ def evaluation_kernel(module: Any) -> str | None:
     return "sdpa" if module._supports_sdpa else "eager"
 
 
+@contextmanager
+def attention_kernel(module: Any, kernel: str | None) -> Iterator[None]:
+    """Within the context a transformers model uses this kernel; for any other model it is None."""
+    before = attention(module)
+    if kernel == before:
+        yield
+        return
+    module.set_attn_implementation(kernel)
+    try:
+        yield
+    finally:
+        module.set_attn_implementation(before)
+
+
 # Checks whether own code can be called, which run in a separate process.
 
 
