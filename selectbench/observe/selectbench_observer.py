@@ -122,7 +122,7 @@ class Observer:
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
         self.passive = False
-        self._imported_at, self._pid = time.perf_counter(), os.getpid()
+        self._pid = os.getpid()
         self._hook_seconds = self._excluded_seconds = 0.0
         self._pss_before = seen.private_bytes()
         self._file: Any = None
@@ -600,8 +600,7 @@ class Observer:
         self._conventions = recomputed.conventions(step.loss, self._tolerance)
         self._first_step.update(
             optimizers=[seen.optimizer_name(optimizer) for optimizer in optimizers],
-            parameter_groups=sum(len(optimizer.param_groups) for optimizer in optimizers), compute_dtype=compute,
-            optimizer_settings=seen.optimizer_settings(optimizers),
+            compute_dtype=compute, optimizer_settings=seen.optimizer_settings(optimizers),
             optimizer_state_dtype=sorted({seen.dtype_name([t.dtype]) for t in states if t.numel() > 1}),
             own_loss=_finite(recomputed.value()),
             loss_convention=next((text + ends for text in self._conventions), None),
@@ -662,9 +661,8 @@ class Observer:
         os.makedirs(self.settings["folder"], exist_ok=True)  # noqa: PTH103
         self._file = open(f"{self.settings['folder']}/{rank}-{os.getpid()}.jsonl", "a", encoding="utf-8")  # noqa: PTH123, SIM115
         self._write(
-            "start", rank=rank, world_size=world, pid=os.getpid(), at=time.perf_counter(),
-            imported_at=self._imported_at, versions=versions, argv=list(sys.argv),
-        )  # fmt: skip
+            "start", rank=rank, world_size=world, at=time.perf_counter(), versions=versions, argv=list(sys.argv)
+        )
 
     def _write(self, event: str, **fields: Any) -> None:
         self._file.write(json.dumps({"event": event, **fields}) + "\n")
@@ -677,7 +675,7 @@ class Observer:
         count, trainable = seen.parameter_counts(module)
         gpu: Any = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
         if gpu is not None:
-            gpu = {"uuid": f"GPU-{getattr(gpu, 'uuid', '')}", "pci_bus_id": str(getattr(gpu, "pci_bus_id", ""))}
+            gpu = {"uuid": f"GPU-{getattr(gpu, 'uuid', '')}"}
         kernel = getattr(getattr(seen.unwrapped(module), "config", None), "_attn_implementation", None)
         self._write(
             "model", name=name, parameters=count, trainable_parameters=trainable, weights_sha256=exact,

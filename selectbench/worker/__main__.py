@@ -18,13 +18,14 @@ if __name__ == "__main__":
 
         measure_node(int(rest[0]), int(rest[1]), cache_root(), code_sha256())
     elif role == "own_code":
-        from selectbench.worker.runtime import write_call_problems
+        from selectbench.worker.runtime import call_problems, write_answer
 
-        write_call_problems(*rest)
+        write_answer(*rest, call_problems)
     elif role == "score":
-        from selectbench.worker.evaluation import write_scores
+        from selectbench.worker.evaluation import requested_scores
+        from selectbench.worker.runtime import write_answer
 
-        write_scores(*rest)
+        write_answer(*rest, requested_scores)
     else:
         from selectbench.worker.server import Server, run_order
 

@@ -20,7 +20,7 @@ from selectbench.choices.execution import BUCKET_ELEMENTS, PrecisionChoice, Zero
 from selectbench.observe.selectbench_seen import dtype_name
 from selectbench.suite.job import Job
 from selectbench.worker import model
-from selectbench.worker.evaluation import Forward, evaluation_forward
+from selectbench.worker.evaluation import Forward, evaluation_forward, whole_weights
 from selectbench.worker.runtime import World, local_part
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class SingleEngine:
         # CUDA graphs write their outputs to the graph's own memory, which the next replay overwrites; a
         # gradient that exists beforehand is added to instead of aliasing that memory.
         self._keep_gradients = world.device_type == "cuda" and choices.compile.mode == "max-autotune"
-        self._yes = torch.ones((), dtype=torch.bool, device=world.device)
+        self._true = torch.ones((), dtype=torch.bool, device=world.device)
         if self._keep_gradients:
             for parameter in self.parameters:
                 parameter.grad = torch.zeros_like(parameter)
@@ -206,7 +206,7 @@ class SingleEngine:
             scaler.update()
         if self._working:
             self._working.refresh()
-        return norm, norm.isfinite() if scaler else self._yes
+        return norm, norm.isfinite() if scaler else self._true
 
     def _norm(self) -> torch.Tensor:
         return get_total_norm([p.grad for p in self.parameters if p.grad is not None])
@@ -223,7 +223,7 @@ class SingleEngine:
 
     def working_dtype(self) -> str:
         """Dtype of the weights that forward and backward pass use, read from these."""
-        return dtype_name({p.dtype for p in self.kept_parameters()})
+        return dtype_name({p.dtype for p in self.stored_parameters()})
 
     def evaluation(self) -> AbstractContextManager[Forward]:
         """A forward pass in fp32 without dropout, with the master weights where there are any.
@@ -236,11 +236,11 @@ class SingleEngine:
         buffers = dict(self._working.module.named_buffers())
         return evaluation_forward(self.module, dict(self.module.named_parameters()) | buffers)
 
-    def kept_parameters(self) -> list[torch.Tensor]:
+    def stored_parameters(self) -> list[torch.Tensor]:
         """The model's parameters that this rank stores between steps: its shards where they are sharded."""
         return list((self._working.module if self._working else self.module).parameters())
 
-    def kept_gradients(self) -> list[torch.Tensor] | None:
+    def stored_gradients(self) -> list[torch.Tensor] | None:
         """Gradients of this rank between the last backward pass and the update; None: the engine hides them."""
         return [p.grad for p in self.parameters if p.grad is not None]
 
@@ -361,8 +361,7 @@ class FsdpEngine(RanksEngine):
         """Evaluate the sharded model where it computes in fp32; else gather its weights for the evaluation."""
         if self._policy.param_dtype is None and all(p.dtype == torch.float32 for p in self.parameters):
             return self._evaluation_of_shards()
-        parameters = self.module.named_parameters()
-        weights = {name: (p.full_tensor() if isinstance(p, DTensor) else p).float() for name, p in parameters}
+        weights = {name: value.float() for name, value in whole_weights(Forward(self.module, {}))}
         return evaluation_forward(self._empty, weights | dict(self.module.named_buffers()))
 
     @contextmanager
@@ -372,11 +371,11 @@ class FsdpEngine(RanksEngine):
         for part in _sharded_parts(self.module):
             part.reshard()  # a forward pass leaves weights gathered for a backward pass, which does not come
 
-    def kept_parameters(self) -> list[torch.Tensor]:
+    def stored_parameters(self) -> list[torch.Tensor]:
         """The rank's shards."""
         return [local_part(p) for p in self.module.parameters()]
 
-    def kept_gradients(self) -> list[torch.Tensor] | None:
+    def stored_gradients(self) -> list[torch.Tensor] | None:
         """The rank's shards of the reduced gradients."""
         return [local_part(p.grad) for p in self.parameters if p.grad is not None]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import string
@@ -14,11 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -28,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from selectbench.choices.choice import OwnCodeError, add_to_path, is_own, load
+from selectbench.choices.choice import OwnCodeError, is_own, load
 from selectbench.choices.model import Lora, OwnModel, PretrainedTokenizer
 from selectbench.data.prepared import HELDOUT, TOKENIZER, Prepared
 from selectbench.data.tokenizer import pretrained_tokenizer
@@ -482,19 +479,12 @@ def scores_of(names: Sequence[str], hypotheses: Texts, references: Texts, source
     )  # fmt: skip
 
 
-def write_scores(question: str, answer: str) -> None:
-    """Write to the file `answer` the scores of the texts in the file `question`, and end the process.
-
-    The answer is `Scores`, or a text that says what is wrong with own code.
-    """
-    query = json.loads(Path(question).read_text(encoding="utf-8"))
-    add_to_path(query["code"])
+def requested_scores(request: dict[str, Any]) -> Scores | str:
+    """The scores of the texts in the request, or a text that says what is wrong with own code."""
     try:
-        result: Any = scores_of(query["names"], *(query[name] for name in ("hypotheses", "references", "sources")))
+        return scores_of(*(request[name] for name in ("names", "hypotheses", "references", "sources")))
     except OwnCodeError as error:
-        result = str(error)
-    Path(answer).write_bytes(msgspec.json.encode(result))
-    os._exit(0)
+        return str(error)
 
 
 # The trained model and its tokenizer in transformers' format: saved to disk, and given to own metrics.
@@ -558,14 +548,10 @@ def own_metrics(order: Order, forward: Forward, world: World) -> dict[str, float
 def _heldout_texts(order: Order, data: Prepared) -> list[str]:
     """The documents of the held-out tokens that the evaluation uses."""
     assert isinstance(order.job.eval, Eval)
-    tokens, text = data.heldout()[: order.job.eval.tokens].tolist(), partial(text_of, tokenizer_of(data))
-    documents: list[list[int]] = [[]]
-    for token in tokens:
-        if token == data.end_id:
-            documents.append([])
-        else:
-            documents[-1].append(token)
-    return [text(ids) for ids in documents if ids]
+    tokens, tokenizer = data.heldout()[: order.job.eval.tokens], tokenizer_of(data)
+    documents = np.split(tokens, np.flatnonzero(tokens == data.end_id))  # all but the first begin with its id
+    token_ids = (ids[ids != data.end_id].tolist() for ids in documents)
+    return [text_of(tokenizer, ids) for ids in token_ids if ids]
 
 
 def _save_transformers(order: Order, data: Prepared, state: dict[str, torch.Tensor], folder: Path) -> None:
@@ -599,7 +585,7 @@ def _full_state(order: Order, forward: Forward, *, collects: bool) -> dict[str, 
 
     All ranks take part in gathering; {} on a rank that does not collect.
     """
-    state = {name: _on_cpu(value) for name, value in _whole_weights(forward) if collects}
+    state = {name: _on_cpu(value) for name, value in whole_weights(forward) if collects}
     if not collects:
         return {}
     persistent = forward.module.state_dict().keys()
@@ -623,7 +609,7 @@ def _on_cpu(value: torch.Tensor) -> torch.Tensor:
     return value.detach().to("cpu", dtype, copy=True).contiguous()
 
 
-def _whole_weights(forward: Forward) -> Iterator[tuple[str, torch.Tensor]]:
+def whole_weights(forward: Forward) -> Iterator[tuple[str, torch.Tensor]]:
     """Names and full weights, one after the other; all ranks take part where weights are sharded."""
     for name, parameter in forward.module.named_parameters():
         value = forward.weights.get(name, parameter).detach()

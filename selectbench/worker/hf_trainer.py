@@ -43,7 +43,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.first = FirstStep()
         self._loss_of_logits = loss_alone(setting.loss, setting.order.choices)
         self._norm: torch.Tensor | None = None
-        self._yes = torch.ones((), dtype=torch.bool, device=setting.world.device)
+        self._true = torch.ones((), dtype=torch.bool, device=setting.world.device)
         self._losses: list[torch.Tensor] = []
         self._sums: list[torch.Tensor] = []
         self._tokens = 0
@@ -137,7 +137,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         assert self._norm is not None, "accelerate's clip_grad_norm_ was not called"
         # Fused optimizers skip a step by themselves, which accelerate does not see.
         scales_gradients = self.setting.order.choices.precision.gradient_scaling
-        applied = self._norm.isfinite() if scales_gradients else self._yes
+        applied = self._norm.isfinite() if scales_gradients else self._true
         losses, sums, tokens = self._losses, self._sums, self._tokens
         self._losses, self._sums, self._tokens = [], [], 0
         self.recorder.step_done(

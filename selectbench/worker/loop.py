@@ -93,7 +93,7 @@ def train_with_engine(setting: Setting, engine: Engine) -> Trained:
         number = recorder.steps_done
         recorder.step_done(step.run(number, setting.share_at(number)))
     return Trained(
-        recorder, "native", engine.strategy, engine.optimizers, engine.kept_parameters(), step.first,
+        recorder, "native", engine.strategy, engine.optimizers, engine.stored_parameters(), step.first,
         engine.reduction_dtype, engine.resolved_config, engine.working_dtype(),
     )  # fmt: skip
 
@@ -137,7 +137,7 @@ class OptimizerStep:
             batch = self.batches.batch_at(indices[row : row + self.micro_batch_size], step)
             sums.append(self.stream.partial_sum(batch.tokens, row))
             losses.append(self._micro_batch(batch, counted, step, row + self.micro_batch_size >= end))
-        self.first.note_gradients(self.engine.kept_gradients)
+        self.first.note_gradients(self.engine.stored_gradients)
         self.whereabouts.enter("update", step)
         norm, applied = self.engine.clip_and_step(self.clip_norm)
         return StepTensors(_sum(losses), norm, applied, _sum(sums), rows * self.tokens_per_sequence, len(losses))
@@ -222,7 +222,7 @@ class OwnTrial:
     def __init__(self, setting: Setting, engine: Engine, recorder: Recorder, name: str) -> None:
         order, world = setting.order, setting.world
         self.model = engine.forward
-        self.parameters = engine.kept_parameters()
+        self.parameters = engine.stored_parameters()
         self.optimizers = engine.optimizers
         self.device = torch.device(world.device)
         self.rank, self.world_size = world.rank, world.size

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import msgspec
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
@@ -61,10 +62,10 @@ def local_part(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def optimizer_state_bytes(
-    optimizers: Sequence[torch.optim.Optimizer], kept_parameters: Sequence[torch.Tensor]
+    optimizers: Sequence[torch.optim.Optimizer], stored_parameters: Sequence[torch.Tensor]
 ) -> int:
     """Bytes of this rank's optimizer state, including master weights that are not the model's parameters."""
-    pointers = {t.data_ptr() for t in kept_parameters}
+    pointers = {t.data_ptr() for t in stored_parameters}
     masters = [local for p in updated_parameters(optimizers) if (local := local_part(p)).data_ptr() not in pointers]
     return storage_bytes(states(optimizers)) + storage_bytes(masters)
 
@@ -111,16 +112,20 @@ def attention_kernel(module: Any, kernel: str | None) -> Iterator[None]:
 # Checks whether own code can be called, which run in a separate process.
 
 
-def write_call_problems(question: str, answer: str) -> None:
-    """Write to the file `answer` the problem of each call in the file `question`, and end the process.
+def write_answer(question: str, answer: str, compute: Callable[[dict[str, Any]], object]) -> None:
+    """Write to the file `answer` what is computed of the request in the file `question`, and end the process.
 
-    Threads and exit handlers of own code do not delay the end.
+    The request's own code can be imported; its threads and exit handlers do not delay the end.
     """
-    request = json.loads(Path(question).read_text())
+    request = json.loads(Path(question).read_text(encoding="utf-8"))
     add_to_path(request["code"])
-    problems = [_call_problem(**call) for call in request["calls"]]
-    Path(answer).write_text(json.dumps(problems))
+    Path(answer).write_bytes(msgspec.json.encode(compute(request)))
     os._exit(0)
+
+
+def call_problems(request: dict[str, Any]) -> list[str | None]:
+    """The problem of each call of own code in the request; None where it can be made."""
+    return [_call_problem(**call) for call in request["calls"]]
 
 
 def _call_problem(setting: str, name: str, positional: Sequence[str], keywords: Sequence[str]) -> str | None:

@@ -43,20 +43,20 @@ class Server:
         """`descriptor`: the control socket; `modules`: what to import before forking."""
         self.control = socket.socket(fileno=descriptor)
         self.modules = modules
-        self.trial = 0
-        self.spawned: subprocess.Popen[bytes] | None = None
-        self.forks = FORK_UNSAFE not in os.environ
+        self.trial_pid = 0
+        self.trial_process: subprocess.Popen[bytes] | None = None
+        self.can_fork = FORK_UNSAFE not in os.environ
 
     def serve(self) -> None:
-        """Until the bench closes the socket or dies."""
+        """Serve requests until the bench closes the socket or dies."""
         cores.set_process_control(cores.PR_SET_CHILD_SUBREAPER, 1)
         for number in STOPPING:
             signal.signal(number, signal.SIG_IGN)  # the bench decides when a trial ends
         if select.select([self.control], [], [], 0)[0] and not self.control.recv(1, socket.MSG_PEEK):
             return  # the bench died before the kernel was asked to tell of it
-        if self.forks:
+        if self.can_fork:
             self._import_modules()
-        self._reply({"ready": True, "forks": self.forks})
+        self._reply({"ready": True, "forks": self.can_fork})
         cores.set_process_control(cores.PR_SET_PDEATHSIG, 0)  # it now sees the socket's end, and ends what it began
         self._loop()
         cores.kill_descendants()
@@ -76,33 +76,36 @@ class Server:
         gc.freeze()  # pages of long-lived objects then stay shared with the children
 
     def _loop(self) -> None:
-        reading, writing = os.pipe()
-        os.set_blocking(writing, False)
+        """Start trials as requested and report how they ended, until the bench closes the socket."""
+        wakeup_reader, wakeup_writer = os.pipe()
+        os.set_blocking(wakeup_writer, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(wakeup_writer, warn_on_full_buffer=False)
         with selectors.DefaultSelector() as selector:
             selector.register(self.control, selectors.EVENT_READ)
-            selector.register(reading, selectors.EVENT_READ)
+            selector.register(wakeup_reader, selectors.EVENT_READ)
             while True:
                 ready = {key.fd for key, _ in selector.select()}
-                if reading in ready:
-                    os.read(reading, 4096)
-                    self._reap()
+                if wakeup_reader in ready:
+                    os.read(wakeup_reader, 4096)
+                    self._report_ended_trial()
                 if self.control.fileno() in ready and not self._take_request():
                     return
 
     def _take_request(self) -> bool:
+        """Start the trial that is requested; False: the bench has closed the socket."""
         packet, descriptors, _, _ = socket.recv_fds(self.control, PACKET_BYTES, 1)
         if not packet:
             return False
         request = json.loads(packet)
-        self.trial = (self._fork if self.forks else self._spawn)(request["order"], request["log"], descriptors[0])
+        start = self._fork if self.can_fork else self._spawn
+        self.trial_pid = start(request["order"], request["log"], descriptors[0])
         os.close(descriptors[0])
-        self._reply({"pid": self.trial})
+        self._reply({"pid": self.trial_pid})
         return True
 
     def _fork(self, order: str, log: str, events: int) -> int:
-        """The trial's pid; in the child it does not return."""
+        """Run the trial in a child, whose pid is returned; in the child this does not return."""
         server = os.getpid()
         if pid := os.fork():
             return pid
@@ -123,20 +126,18 @@ class Server:
             os._exit(status)  # neither the server's exit handlers nor its buffers are the trial's
 
     def _spawn(self, order: str, log: str, events: int) -> int:
+        """Run the trial in a new process, whose pid is returned."""
         role = ["trial", str(os.getpid()), str(events), order]
         arguments = [sys.executable, "-P", "-m", "selectbench.worker", *role]
         with Path(log).open("ab") as output:
-            self.spawned = subprocess.Popen(
-                arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
+            self.trial_process = subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
                 pass_fds=[events],
-            )
-        return self.spawned.pid
+            )  # fmt: skip
+        return self.trial_process.pid
 
-    def _reap(self) -> None:
+    def _report_ended_trial(self) -> None:
+        """Reap children that have ended; where the trial is among them, kill what it left and report its status."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -144,8 +145,8 @@ class Server:
                 return
             if pid == 0:
                 return
-            if pid == self.trial:
-                self.trial = 0
+            if pid == self.trial_pid:
+                self.trial_pid = 0
                 cores.kill_descendants()
                 self._reply({"exit": os.waitstatus_to_exitcode(status)})
 
@@ -160,13 +161,13 @@ def imports_cleanly(module: str) -> bool:
     server = os.getpid()
     pid = os.fork()
     if pid == 0:
-        clean = False
+        is_clean = False
         try:
             cores.die_with_parent(server)
             importlib.import_module(module)
-            clean = cores.is_fork_safe()
+            is_clean = cores.is_fork_safe()
         finally:
-            os._exit(0 if clean else 1)
+            os._exit(0 if is_clean else 1)
     _, status = os.waitpid(pid, 0)
     return status == 0
 
@@ -178,7 +179,7 @@ def run_order(order: str, events: int, server: int) -> None:
     """
     cores.die_with_parent(server)
     for number in STOPPING:
-        signal.signal(number, signal.SIG_DFL)  # forked or new, the process takes the server's deafness over
+        signal.signal(number, signal.SIG_DFL)  # forked or new, the process has inherited that they are ignored
     from selectbench.record.wire import EVENTS, ORDERS, Event, Order
 
     parsed = ORDERS.read(Path(order).read_bytes())
