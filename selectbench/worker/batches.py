@@ -96,13 +96,12 @@ class CausalBatches(SampleOrder):
 
     def batch_at(self, indices: npt.NDArray[np.int64], step: int) -> Batch:
         """The batch of these sequences, on the device."""
-        if self._answers is None:
-            rows = self.sequences_at(indices)
-            return Batch(rows, (rows[:, :-1].contiguous(),), {}, rows[:, 1:].contiguous())
-        ids = self.token_ids(indices)
-        targets = np.where(self._answers.counted(indices, self._seq_len), ids[:, 1:], NOT_COUNTED)
-        tokens = torch.from_numpy(ids)
-        return Batch(tokens, (tokens[:, :-1].contiguous(),), {}, torch.from_numpy(targets)).to(self.device)
+        tokens = self.sequences_at(indices)
+        targets = tokens[:, 1:].contiguous()
+        if self._answers is not None:
+            is_counted = torch.from_numpy(self._answers.counted(indices, self._seq_len))
+            targets.masked_fill_(~to_device(is_counted, self.device), NOT_COUNTED)
+        return Batch(tokens, (tokens[:, :-1].contiguous(),), {}, targets)
 
     def sequences_at(self, indices: npt.NDArray[np.int64]) -> torch.Tensor:
         """Token ids as int64 on the device, shape (len(indices), seq_len + 1)."""

@@ -116,7 +116,7 @@ class ZeroEngine:
         self._engine.backward(loss * self.world.size, scale_wrt_gas=False)
 
     def clip_and_step(self, max_norm: float | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Update the weights; returns the global gradient norm before clipping and whether the update was applied."""
+        """Update the weights; returns the global gradient norm before clipping, and whether the update took place."""
         self._zero.clip_grad = max_norm or 0.0
         self._empty_groups()
         self._engine.step()
@@ -195,7 +195,7 @@ def _built_optimizer(module: Any, choices: Choices) -> list[torch.optim.Optimize
 
 
 def _gradients(zero: Any) -> Iterator[torch.Tensor]:
-    """The gradients in any of its three optimizers: stages 1 and 2, stage 3, stage 1 in bf16 with fp32 gradients."""
+    """The gradients in any of its optimizers: stages 1 and 2, stage 3, stage 1 in bf16 with fp32 gradients."""
     yield from getattr(zero, "fp32_groups_gradients_flat", [])
     for partitions in getattr(zero, "averaged_gradients", {}).values():
         yield from partitions or []
