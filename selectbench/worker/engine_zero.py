@@ -116,7 +116,7 @@ class ZeroEngine:
         self._engine.backward(loss * self.world.size, scale_wrt_gas=False)
 
     def clip_and_step(self, max_norm: float | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Update the weights; returns the global gradient norm before clipping, and whether the update took place."""
+        """Update the weights; returns the global gradient norm before clipping, and whether it was applied."""
         self._zero.clip_grad = max_norm or 0.0
         self._empty_groups()
         self._engine.step()
