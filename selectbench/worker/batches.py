@@ -100,7 +100,7 @@ class CausalBatches(SampleOrder):
         targets = tokens[:, 1:].contiguous()
         if self._answers is not None:
             is_counted = torch.from_numpy(self._answers.counted(indices, self._seq_len))
-            targets.masked_fill_(~to_device(is_counted, self.device), NOT_COUNTED)
+            targets = targets.masked_fill(~to_device(is_counted, self.device), NOT_COUNTED)
         return Batch(tokens, (tokens[:, :-1].contiguous(),), {}, targets)
 
     def sequences_at(self, indices: npt.NDArray[np.int64]) -> torch.Tensor:
