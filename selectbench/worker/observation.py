@@ -25,10 +25,10 @@ from torch.linalg import vector_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.module_tracker import ModuleTracker
 
+import selectbench.observe.selectbench_seen as seen
 from selectbench.choices import Choices
 from selectbench.choices.choice import IGNORED_FOLDERS, import_roots, is_own
 from selectbench.choices.model import OwnModel
-from selectbench.observe.selectbench_seen import graph_nodes
 from selectbench.record.wire import Order
 from selectbench.suite.job import Job
 from selectbench.worker.batches import Batch, TokenStream
@@ -152,7 +152,7 @@ def _examine(module: Any, batch: Batch) -> ModelBehaviour:
     with _repeatable(Forward(module, {}), training=True, device=torch.device("cpu")) as call:
         with ModuleTracker() as tracker, _Operations(module, tracker) as operations:
             logits = call(batch)
-        reached = {id(getattr(node, "variable", None)) for node in graph_nodes(logits.sum(), math.inf)}
+        reached = {id(getattr(node, "variable", None)) for node in seen.graph_nodes(logits.sum(), math.inf)}
         with torch.no_grad():
             draws = range(1, TRIAL_DRAWS if operations.drawn else 2)
             is_random = any(_relative_change(logits, call(batch, draw)) > NOISE for draw in draws)
