@@ -319,7 +319,8 @@ def next_tokens(tokens: Tensor, mask: Tensor | None) -> Tensor:
 
 def graph_nodes(tensor: Tensor, most: float = 256) -> Iterator[Any]:
     """The first `most` nodes of the graph that computed a tensor, each once, nearest first."""
-    nodes, known = [tensor.grad_fn], {None}
+    nodes: list[Any] = [tensor.grad_fn]
+    known: set[Any] = {None}
     for node in nodes:
         if node not in known and len(known) <= most:
             known.add(node)

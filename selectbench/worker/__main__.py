@@ -20,12 +20,12 @@ if __name__ == "__main__":
     elif role == "own_code":
         from selectbench.worker.runtime import call_problems, write_answer
 
-        write_answer(*rest, call_problems)
+        write_answer(call_problems, *rest)
     elif role == "score":
         from selectbench.worker.evaluation import requested_scores
         from selectbench.worker.runtime import write_answer
 
-        write_answer(*rest, requested_scores)
+        write_answer(requested_scores, *rest)
     else:
         from selectbench.worker.server import Server, run_order
 

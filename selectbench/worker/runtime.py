@@ -112,7 +112,7 @@ def attention_kernel(module: Any, kernel: str | None) -> Iterator[None]:
 # Checks whether own code can be called, which run in a separate process.
 
 
-def write_answer(question: str, answer: str, compute: Callable[[dict[str, Any]], object]) -> None:
+def write_answer(compute: Callable[[dict[str, Any]], object], question: str, answer: str) -> None:
     """Write to the file `answer` what is computed of the request in the file `question`, and end the process.
 
     The request's own code can be imported; its threads and exit handlers do not delay the end.
