@@ -47,8 +47,8 @@ class Architecture(Strict):
 
     heads: ClassVar[tuple[str, str] | None] = None
     """The setting that says how many attention heads there are, and the width that they must divide."""
-    is_random: ClassVar[bool] = True
-    """Whether what its forward pass draws at random stays as its settings have it; else it is set off."""
+    keeps_randomness: ClassVar[bool] = True
+    """Whether dropout and noise stay as the model's own settings have them; False: trials set them to 0."""
 
     def longest_sequence(self) -> int | None:
         """Positions that the model has; None: as many as the job needs, or unknown before it is built."""
@@ -69,7 +69,7 @@ class Architecture(Strict):
 class Gpt2(Architecture):
     """GPT-2 (Radford et al. 2019): learned positions, GELU by tanh, tied embeddings; dropout is off unless set."""
 
-    TASKS: ClassVar[tuple[str, ...]] = ("causal_lm",)
+    tasks: ClassVar[tuple[str, ...]] = ("causal_lm",)
     heads: ClassVar[tuple[str, str] | None] = ("n_head", "n_embd")
     family: Literal["gpt2"] = "gpt2"
     n_layer: Layers = 12
@@ -102,7 +102,7 @@ class Gpt2(Architecture):
 class Llama(Architecture):
     """Llama (Touvron et al. 2023, arXiv:2302.13971): rotary positions, RMSNorm, SwiGLU, no biases."""
 
-    TASKS: ClassVar[tuple[str, ...]] = ("causal_lm",)
+    tasks: ClassVar[tuple[str, ...]] = ("causal_lm",)
     family: Literal["llama"] = "llama"
     num_hidden_layers: Layers = 12
     """Transformer blocks."""
@@ -147,7 +147,7 @@ class Llama(Architecture):
 class Bert(Architecture):
     """BERT (Devlin et al. 2019, arXiv:1810.04805), an encoder for `task: masked_lm`; dropout is off unless set."""
 
-    TASKS: ClassVar[tuple[str, ...]] = ("masked_lm",)
+    tasks: ClassVar[tuple[str, ...]] = ("masked_lm",)
     heads: ClassVar[tuple[str, str] | None] = ("num_attention_heads", "hidden_size")
     family: Literal["bert"] = "bert"
     num_hidden_layers: Layers = 12
@@ -177,7 +177,7 @@ class Bert(Architecture):
 class T5(Architecture):
     """T5 (Raffel et al. 2020, arXiv:1910.10683), encoder and decoder for `task: seq2seq`; no dropout unless set."""
 
-    TASKS: ClassVar[tuple[str, ...]] = ("seq2seq",)
+    tasks: ClassVar[tuple[str, ...]] = ("seq2seq",)
     family: Literal["t5"] = "t5"
     num_layers: Layers = 6
     """Blocks of the encoder, and of the decoder."""
@@ -215,7 +215,7 @@ class T5(Architecture):
 class Bart(Architecture):
     """BART (Lewis et al. 2020, arXiv:1910.13461), encoder and decoder (`task: seq2seq`); no dropout unless set."""
 
-    TASKS: ClassVar[tuple[str, ...]] = ("seq2seq",)
+    tasks: ClassVar[tuple[str, ...]] = ("seq2seq",)
     heads: ClassVar[tuple[str, str] | None] = ("num_heads", "d_model")
     family: Literal["bart"] = "bart"
     num_layers: Layers = 6
@@ -257,11 +257,6 @@ MOST_OF_A_LIBRARY = 130
 LONGEST_HEADER_BYTES = 100_000_000
 """What the library itself refuses to read more than."""
 _POINTER = b"version https://git-lfs"
-_EMBEDDINGS = ("wte.weight", "embed_tokens.weight", "word_embeddings.weight", "shared.weight")
-"""How the names end that families of transformers give the matrix with a row for each token."""
-_WIDTHS = ("n_embd", "hidden_size", "d_model")
-_OTHER_WIDTHS = frozenset({"embedding_size", "word_embed_proj_dim"})
-"""Keys of families whose embeddings are not as wide as their blocks."""
 
 
 def folder_problem(folder: Path) -> str | None:
@@ -272,43 +267,40 @@ def folder_problem(folder: Path) -> str | None:
     if not file.is_file():
         return f"{folder} holds no config.json, so it is no model that transformers saved"
     try:
-        config = _json_in(file)
-        if not isinstance(config.get("model_type"), str):
+        if not isinstance(_json_in(file).get("model_type"), str):
             raise ValueError(f"{file} is damaged: it names no model_type")
-        shapes: dict[str, list[int]] = {}
         for path in _weight_files(folder):
-            shapes |= _tensor_shapes(path)
-        _check_embedding(file, text_part(config), shapes)
+            _check_weights(path)
     except ValueError as error:
         return f"{error}: {AGAIN}"
     return None
 
 
-def _models() -> Path:
-    """Where transformers here has its families' sources, read as text: to import them takes seconds."""
+def _model_sources() -> Path:
+    """The folder of the families' sources in the installed transformers; they are read, as imports take seconds."""
     spec = find_spec("transformers")
     return (Path(spec.origin).parent if spec and spec.origin else Path(__file__)) / "models"
 
 
 @cache
-def _auto() -> str:
-    """What of transformers here names its families; '': it is not installed."""
-    return _text_of(_models().glob("auto/*.py"))
+def _auto_source() -> str:
+    """The source in which transformers names its families; '': it is not installed."""
+    return _text_of(_model_sources().glob("auto/*.py"))
 
 
 def _text_of(files: Iterable[Path]) -> str:
     return "\n".join(path.read_text(encoding="utf-8") for path in files)
 
 
-def _sources(family: str, pattern: str) -> list[Path]:
+def _family_files(family: str, pattern: str) -> list[Path]:
     """The source files of a family, in its own folder or where its classes are named to lie."""
-    folders = {family.replace("-", "_"), *re.findall(rf'"{re.escape(family)}"[,:]\s*"(\w+)"', _auto())}
-    return sorted(path for folder in folders for path in _models().glob(f"{folder}/{pattern}"))
+    folders = {family.replace("-", "_"), *re.findall(rf'"{re.escape(family)}"[,:]\s*"(\w+)"', _auto_source())}
+    return sorted(path for folder in folders for path in _model_sources().glob(f"{folder}/{pattern}"))
 
 
 def family_problem(path: str) -> str | None:
     """That transformers here does not know a file's family, or would pass over a misspelt key of it; or None."""
-    content, known = mapping_in(config_file(path)), set(_auto().split('"'))
+    content, known = mapping_in(config_file(path)), set(_auto_source().split('"'))
     model_type = content.get("model_type")
     if len(known) < 2 or not isinstance(model_type, str):
         return None
@@ -317,7 +309,7 @@ def family_problem(path: str) -> str | None:
     return _misspelt(content) or _misspelt(text_part(content))
 
 
-_OF_OLD_FILES = frozenset({
+_TRANSFORMERS_4_KEYS = frozenset({
     "add_cross_attention", "bad_words_ids", "begin_suppress_tokens", "bos_token_id",
     "chunk_size_feed_forward", "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty",
     "do_sample", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id",
@@ -335,11 +327,14 @@ _OF_OLD_FILES = frozenset({
 def _misspelt(content: Mapping[str, Any]) -> str | None:
     """The key that a family's code nowhere names, though it has one like it that the file does not give."""
     family = str(content.get("model_type"))
-    shared = [_models().parent / "configuration_utils.py", _models().parent / "modeling_rope_utils.py"]
-    source = _text_of([*_sources(family, "*.py"), *shared])
-    declared = re.findall(r"^    (\w+): ", _text_of(_sources(family, "configuration_*.py")), re.MULTILINE)
+    shared = [
+        _model_sources().parent / "configuration_utils.py",
+        _model_sources().parent / "modeling_rope_utils.py",
+    ]
+    source = _text_of([*_family_files(family, "*.py"), *shared])
+    declared = re.findall(r"^    (\w+): ", _text_of(_family_files(family, "configuration_*.py")), re.MULTILINE)
     fields = sorted(set(declared) - content.keys())
-    for key in sorted(content.keys() - set(re.findall(r"\w+", source)) - _OF_OLD_FILES):
+    for key in sorted(content.keys() - set(re.findall(r"\w+", source)) - _TRANSFORMERS_4_KEYS):
         # Files of other versions have keys that nobody reads: one must be very like another to be that misspelt.
         if meant := get_close_matches(key, fields, 1, 0.87):
             return f"{family} of transformers reads no {quoted(key)}{one_of_these(meant)}"
@@ -349,18 +344,18 @@ def _misspelt(content: Mapping[str, Any]) -> str | None:
 # Which attention kernels the class of a family has, read from transformers' own source: imports take seconds.
 
 
-KERNELS = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}
+KERNEL_ATTRIBUTES = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}
 """What a class of transformers says of a kernel; every class has eager."""
 
 
 @cache
 def kernel_problem(model_type: str, task: str, kernel: str) -> str | None:
     """That the class lacks the kernel, and what to take instead; None: it has it, or nobody knows beforehand."""
-    named = re.search(rf'"{re.escape(model_type)}"[,:]\s*"(\w+)"', _families()[task])
-    if named is None or kernel not in KERNELS:
+    named = re.search(rf'"{re.escape(model_type)}"[,:]\s*"(\w+)"', _task_tables()[task])
+    if named is None or kernel not in KERNEL_ATTRIBUTES:
         return None
-    source = _text_of(_sources(model_type, "modeling_*.py"))
-    if _class_attribute(source, named[1], KERNELS[kernel]) is False:
+    source = _text_of(_family_files(model_type, "modeling_*.py"))
+    if _class_attribute(source, named[1], KERNEL_ATTRIBUTES[kernel]) is False:
         return f"{named[1]} of transformers has no such kernel: take eager"
     return None
 
@@ -408,8 +403,8 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """The shape of every tensor in a safetensors file. Raises ValueError with what is wrong with the file."""
+def _check_weights(path: Path) -> None:
+    """Raises ValueError with what is wrong with a safetensors file, where it is not as long as its header says."""
     if not path.is_file():
         raise ValueError(f"{path.parent} lacks {path.name}, which its {INDEX} names")
     try:
@@ -427,31 +422,13 @@ def _tensor_shapes(path: Path) -> dict[str, list[int]]:
     if header is None:
         raise ValueError(f"{path} is no safetensors file or cut short: its {size:,} bytes hold no whole header")
     try:
-        tensors = {name: tensor for name, tensor in json.loads(header).items() if name != "__metadata__"}
-        whole = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-        shapes = {name: list(tensor["shape"]) for name, tensor in tensors.items()}
+        tensors = [tensor for name, tensor in json.loads(header).items() if name != "__metadata__"]
+        whole = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise ValueError(f"{path} has a header that is none of safetensors'") from None
     if whole != size:
         short = "cut short" if size < whole else "damaged"
         raise ValueError(f"{path} is {short}: by its header it has {whole:,} bytes, it has {size:,}")
-    return shapes
-
-
-def _check_embedding(file: Path, config: dict[str, Any], shapes: dict[str, list[int]]) -> None:
-    """Raises ValueError where the weights' embedding is of another size than their configuration says."""
-    embeddings = {name: s for name, s in shapes.items() if name.endswith(_EMBEDDINGS) and len(s) == 2}
-    rows, width = config.get("vocab_size"), next((config[key] for key in _WIDTHS if key in config), None)
-    if _OTHER_WIDTHS & config.keys():
-        width = None
-    if not isinstance(rows, int) or any(s[0] == rows and width in (None, s[1]) for s in embeddings.values()):
-        return
-    for name, shape in embeddings.items():
-        stated = f"{rows} x {width}" if width is not None else f"{rows} rows"
-        raise ValueError(
-            f"{file} is of another model than the weights: it says an embedding of {stated}, {name} is "
-            f"{shape[0]} x {shape[1]}"
-        )
 
 
 # Models: families of transformers for each task, a configuration file or weights of any family, own code.
@@ -465,19 +442,19 @@ ENCODERS = frozenset({
 
 
 @cache
-def _families() -> dict[str, str]:
+def _task_tables() -> dict[str, str]:
     """By task, where transformers here names the families that it builds for it."""
     words = {"causal_lm": "CAUSAL_LM", "masked_lm": "MASKED_LM", "seq2seq": "SEQ_TO_SEQ_CAUSAL_LM"}
     names = {task: f"MODEL_FOR_{word}_MAPPING_NAMES = " for task, word in words.items()}
-    return {task: _auto().partition(name)[2].partition("\n)")[0] for task, name in names.items()}
+    return {task: _auto_source().partition(name)[2].partition("\n)")[0] for task, name in names.items()}
 
 
 def _tasks_of(content: dict[str, Any]) -> tuple[str, ...]:
     """Tasks that a configuration's model may be for; all of them where transformers here knows none."""
     family = content.get("model_type")
     leaks = family in ENCODERS and not content.get("causal" if family == "xlm" else "is_decoder")
-    named = tuple(task for task, table in _families().items() if f'("{family}",' in table)
-    return ("masked_lm",) if leaks else named or tuple(_families())
+    named = tuple(task for task, table in _task_tables().items() if f'("{family}",' in table)
+    return ("masked_lm",) if leaks else named or tuple(_task_tables())
 
 
 def mapping_in(path: Path) -> dict[str, Any]:
@@ -497,15 +474,15 @@ _TEXT_PARTS = ("text_config", "decoder", "generator")
 """The names that transformers itself looks for (`PreTrainedConfig.get_text_config`)."""
 
 
-RANDOM = re.compile("drop|jitter|noise")
+RANDOM_RATES = re.compile("drop|jitter|noise")
 """In the names that families of transformers give to the share that they drop, or to the noise that they add."""
 
 
 def without_randomness(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration whose every such number is 0, those of configurations inside of it too."""
+    """A configuration whose rates of dropout and noise are 0, in the configurations inside of it too."""
     return {
         key: without_randomness(value) if isinstance(value, dict)
-        else 0.0 if isinstance(value, float) and RANDOM.search(key) else value
+        else 0.0 if isinstance(value, float) and RANDOM_RATES.search(key) else value
         for key, value in content.items()
     }  # fmt: skip
 
@@ -519,8 +496,8 @@ class OfAnyFamily(Architecture):
     `as_configured`: they stay."""
 
     @property
-    def is_random(self) -> bool:  # type: ignore[override]
-        """Whether they stay."""
+    def keeps_randomness(self) -> bool:  # type: ignore[override]
+        """Whether dropout, dropped layers and noise stay."""
         return self.dropout == "as_configured"
 
     @property
@@ -533,7 +510,7 @@ class OfAnyFamily(Architecture):
         return mapping_in(self.path)
 
     @property
-    def TASKS(self) -> tuple[str, ...]:  # noqa: N802 - a constant of the other classes
+    def tasks(self) -> tuple[str, ...]:
         """Tasks of its family; all of them where the family is not known."""
         return _tasks_of(self.content())
 
@@ -617,7 +594,7 @@ class OwnModel(Architecture):
     vocabulary), or an object that has them as `logits`. Weights are drawn from torch's global generator.
     """
 
-    TASKS: ClassVar[tuple[str, ...]] = ("causal_lm",)
+    tasks: ClassVar[tuple[str, ...]] = ("causal_lm",)
     family: OwnName
     """`package.module:Class`, importable from a folder of the suite's `code`, or installed."""
     settings: Annotated[OwnSettings, free_of("vocab_size", "seq_len")] = Field(default_factory=dict)
@@ -800,8 +777,8 @@ class Lora(AdaptationChoice):
             raise NotImplementedError(one_line(str(error), MOST_OF_A_LIBRARY)) from error
         return adapted
 
-    def reaches(self, name: str, parameter: torch.nn.Parameter) -> bool:
-        """Whether a matrix of an adapted model is what `apply` is for."""
+    def is_adapted(self, name: str, parameter: torch.nn.Parameter) -> bool:
+        """Whether a matrix of the model that `apply` returned is one that it adapted."""
         return ".base_layer." in name
 
 
@@ -834,8 +811,8 @@ class Qlora(Lora):
             setattr(parent, name.rpartition(".")[2], _in_four_bits(part, device))
         return super().apply(model, device)
 
-    def reaches(self, name: str, parameter: torch.nn.Parameter) -> bool:
-        """Whether it is kept in 4 bits."""
+    def is_adapted(self, name: str, parameter: torch.nn.Parameter) -> bool:
+        """Whether the matrix is kept in 4 bits."""
         return getattr(parameter, "quant_state", None) is not None
 
     # A byte has two weights; what is not quantized stays in fp32.

@@ -49,7 +49,7 @@ def config_of(model: models.AnyModel, vocab_size: int | None, seq_len: int) -> d
         config = configuration_of(model)
     else:
         config = None if vocab_size is None else model.transformers_config(vocab_size, seq_len)
-    return config if config is None or model.is_random else models.without_randomness(config)
+    return config if config is None or model.keeps_randomness else models.without_randomness(config)
 
 
 # The sizes from which a model's memory follows: its matrices, and what each token saves for the backward pass.

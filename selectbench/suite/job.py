@@ -179,9 +179,9 @@ class Job(Strict):
             if not model.path.exists():
                 return  # A run's report must not need the file; `load` asks for it before a run.
             model.read()
-        if self.task not in model.TASKS:
+        if self.task not in model.tasks:
             name = getattr(model, "family", None) or getattr(model, "model_type", None) or "this model"
-            wrong = f"{name} is for task {' or '.join(model.TASKS)}, the job's task is {self.task}"
+            wrong = f"{name} is for task {' or '.join(model.tasks)}, the job's task is {self.task}"
             raise WrongValueError("model", wrong, says_key=False)
         entries = tokenizer.most_entries if tokenizer else self.data.vocabulary
         if entries is not None:

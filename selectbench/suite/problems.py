@@ -11,7 +11,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from selectbench.choices import REGISTRY, Choices
 from selectbench.choices.choice import OWN, OWN_PATTERN, Choice, WrongValueError, is_own, tag_of
 from selectbench.choices.model import FAMILIES
-from selectbench.errors import did_you_mean, nearest, plain_word, synonyms
+from selectbench.errors import did_you_mean, nearest, one_of_these, plain_word, synonyms
 from selectbench.suite.command import NO_VALUE, RESERVED
 from selectbench.suite.document import KINDS, Node, Problems, describe, plain, show
 from selectbench.suite.suite import SuiteFile
@@ -30,7 +30,7 @@ EXPECTED = {
     "string_type": "text", "bool_type": "true or false", "bool_parsing": "true or false", "list_type": "a list",
     "dict_type": "a mapping", "model_type": "a mapping", "model_attributes_type": "a mapping",
 }  # fmt: skip
-SAID_OTHERWISE = {
+WRITE_INSTEAD = {
     "repeat": "every option runs one round for each seed: write `seeds: [0, 1, 2]`",
     "tokenizer.vocab_size": "the size stands under the tokenizer's kind: write `{bpe: 2048}`",
     "gradient_accumulation_steps": "it follows: global_batch_size / (micro_batch_size x world_size)",
@@ -49,11 +49,15 @@ SAID_OTHERWISE = {
 """What is to be written in place of a key that suites once had, or that others' configurations have."""
 _either = partial(listed, last="or")
 _FEW = 3
-"""Mappings that have a key, from more than which none is named."""
-OR = {"eval": ["a mapping"], "world_size": ["a whole number"], "micro_batch_size": ["a list of sizes"]}
-"""What a field takes besides its words: said after them."""
-WORDS = {"eval": "none or ", "world_size": "auto or ", **dict.fromkeys(REGISTRY, "a name or ")}
-"""What a field takes besides: said before the rest."""
+"""Most mappings with a key that a hint names; if more have it, the hint names none."""
+FORMS_AFTER_WORDS = {
+    "eval": ["a mapping"],
+    "world_size": ["a whole number"],
+    "micro_batch_size": ["a list of sizes"],
+}
+"""What a field takes besides its words, which messages name first."""
+WORDS_BEFORE_FORM = {"eval": "none or ", "world_size": "auto or ", **dict.fromkeys(REGISTRY, "a name or ")}
+"""The words that a field takes besides what messages name after them."""
 SENTENCES = {
     "greater_than": "found {found}, must be more than {gt}", "less_than": "found {found}, must be less than {lt}",
     "greater_than_equal": "found {found}, must be at least {ge}",
@@ -110,8 +114,8 @@ def _note(kind: type[BaseModel], root: Node, detail: Any, problems: Problems) ->
             known = list(FAMILIES) if field == "model" else [tag_of(choice) for choice in REGISTRY[field]]
             named = next((node.mapping[k] for k in ("name", "family") if k in node.mapping), node)
             tag = detail["ctx"]["tag"]
-            said = [c.also_called.get(plain_word(tag)) for c in REGISTRY.get(field, ())]
-            hint = f": write {next(filter(None, said))}" if any(said) else _nearest(tag, known)
+            called = [c.also_called.get(plain_word(tag)) for c in REGISTRY.get(field, ())]
+            hint = f": write {next(filter(None, called))}" if any(called) else _nearest(tag, known)
             problems.at(named, f"unknown name {quoted(tag)}{hint}")
         case "union_tag_not_found":
             tags = KINDS.get(field, ["name"])
@@ -123,12 +127,12 @@ def _note(kind: type[BaseModel], root: Node, detail: Any, problems: Problems) ->
                 problems.at_key(wrong, f"unknown key{hint}")
         case "literal_error":
             words = _words_of(kind, location)
-            shown = [word if isinstance(word, str) else show(word) for word in words]
-            hint = did_you_mean(node.value, shown)
+            texts = [word if isinstance(word, str) else show(word) for word in words]
+            hint = did_you_mean(node.value, texts)
             if isinstance(node.value, str) and (hint or (len(words) > 1 and isinstance(words[0], str))):
-                problems.at(node, f"unknown value {quoted(node.value)}{hint or _known(shown)}")
+                problems.at(node, f"unknown value {quoted(node.value)}{hint or _known(texts)}")
             else:
-                expected = _either([*shown, *OR.get(str(keys[-1]), ())])
+                expected = _either([*texts, *FORMS_AFTER_WORDS.get(str(keys[-1]), ())])
                 problems.at(node, f"found {describe(node)}, expected {expected}")
         case _:
             problems.at(node, _message(detail, node))
@@ -150,7 +154,7 @@ def _message(detail: Any, node: Node) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
     if kind in EXPECTED:
         field = detail["loc"][-2] if detail["loc"][-1] == "Eval" else detail["loc"][-1]
-        return f"found {describe(node)}, expected {WORDS.get(str(field), '')}{EXPECTED[kind]}"
+        return f"found {describe(node)}, expected {WORDS_BEFORE_FORM.get(str(field), '')}{EXPECTED[kind]}"
     if kind in SENTENCES:
         return SENTENCES[kind].format(found=describe(node), **context)
     if kind == "string_pattern_mismatch" and context["pattern"] == OWN_PATTERN:
@@ -186,35 +190,34 @@ def _missing(node: Node, key: str) -> str:
 def _key_hint(path: str, key: str, known: Sequence[str]) -> str:
     """What to write in place of an unknown key: another one here or elsewhere in a suite, or what is known here."""
     here = path.rpartition(".")[0].rpartition(".")[2]
-    if found := synonyms(key, known):
-        return f" (did you mean {' or '.join(map(repr, found))}?)"
+    if meant := synonyms(key, known):
+        return one_of_these(meant)
     if key == "betas" and "beta1" in known:
         return ": write " + " and ".join(f"`{name}`" for name in known if name.startswith("beta"))
-    if said := SAID_OTHERWISE.get(f"{here}.{key}") or SAID_OTHERWISE.get(key):
-        return f": {said}"
-    for elsewhere in synonyms(key, list(_homes())) if "command" not in known else ():
-        homes = [home for home in _homes()[elsewhere] if home.rpartition(".")[2] != here]
-        if 0 < len(homes) <= _FEW:
-            return f": write `{elsewhere}` under {_either(homes)}"
+    if advice := WRITE_INSTEAD.get(f"{here}.{key}") or WRITE_INSTEAD.get(key):
+        return f": {advice}"
+    for elsewhere in synonyms(key, list(_mappings_by_key())) if "command" not in known else ():
+        mappings = [path for path in _mappings_by_key()[elsewhere] if path.rpartition(".")[2] != here]
+        if 0 < len(mappings) <= _FEW:
+            return f": write `{elsewhere}` under {_either(mappings)}"
     return _nearest(key, known)
 
 
 @cache
-def _homes() -> dict[str, list[str]]:
-    """By key, the mappings of a suite that have it, as dotted paths; not those at the top."""
-    found: dict[str, dict[str, None]] = {}
+def _mappings_by_key() -> dict[str, list[str]]:
+    """By key, the mappings of a suite that have it, as dotted paths; keys at the top are left out."""
+    mappings: dict[str, dict[str, None]] = {}
 
     def look_into(kind: type[BaseModel], path: str) -> None:
         for key, field in kind.model_fields.items():
             if path:
-                found.setdefault(key, {})[path] = None
-            for part in _parts(field.annotation):
-                if isinstance(part, type) and issubclass(part, BaseModel):
-                    look_into(part, f"{path}.{key}" if path else key)
+                mappings.setdefault(key, {})[path] = None
+            for model in _models_in(field.annotation):
+                look_into(model, f"{path}.{key}" if path else key)
 
     look_into(SuiteFile, "")
     look_into(Choices, "choices")
-    return {key: list(homes) for key, homes in found.items()}
+    return {key: list(paths) for key, paths in mappings.items()}
 
 
 def _nearest(wrong: object, known: Sequence[str]) -> str:
@@ -242,7 +245,7 @@ def _types_at(kind: type[BaseModel], location: Location) -> tuple[list[type[Base
             classes = chosen
         elif having:
             annotation = having[0].annotation
-            classes = [a for a in _parts(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+            classes = _models_in(annotation)
     return classes, annotation
 
 
@@ -250,7 +253,7 @@ def _is_branch(kind: type[BaseModel], segment: str | int) -> bool:
     """Whether pydantic calls this class of a union so: by its tag, or by its own name."""
     if issubclass(kind, Choice):
         return segment in (tag_of(kind), kind.__name__)
-    tag, field = next((name, own) for name, own in kind.model_fields.items() if name in kind.__annotations__)
+    tag, field = next((name, f) for name, f in kind.model_fields.items() if name in kind.__annotations__)
     if tag == "family":
         tag = OWN if field.is_required() else field.default
     return segment in (tag, kind.__name__)
@@ -262,3 +265,7 @@ def _parts(annotation: Any) -> Iterator[Any]:
     if get_origin(annotation) is not Literal:
         for part in get_args(annotation):
             yield from _parts(part)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    return [part for part in _parts(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]

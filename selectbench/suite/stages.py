@@ -154,11 +154,7 @@ SCREENING_SECONDS = 1.0
 
 def screening_seeds(suite: Suite) -> list[int]:
     """The seeds of each option's two screening trials; the contest uses neither."""
-    return _unused_seeds(suite, 2000, 2)
-
-
-def _unused_seeds(suite: Suite, first: int, n: int) -> list[int]:
-    return [seed for seed in range(first, first + n + len(suite.seeds)) if seed not in suite.seeds][:n]
+    return suite.unused_seeds(2, 2000)
 
 
 def without(suite: Suite, names: Collection[str]) -> Suite:
@@ -183,7 +179,7 @@ an equivalence within 1 % in nine of ten runs."""
 
 def interference_seeds(suite: Suite) -> list[int]:
     """The seeds of each pair's trial alone and its trial with neighbours, in turn; the contest uses none."""
-    return _unused_seeds(suite, 3000, 2 * INTERFERENCE_PAIRS)
+    return suite.unused_seeds(2 * INTERFERENCE_PAIRS, 3000)
 
 
 def interference_suite(suite: Suite) -> Suite:

@@ -47,7 +47,7 @@ class MachineChoice(Strict):
     taken: str
     """The same for every option."""
     why: str
-    """Of this machine."""
+    """The reason, as a clause on this machine."""
 
 
 class LeftOpen(Strict):
@@ -474,10 +474,11 @@ class Suite(AnySuiteFile):
         """The seeds of which every option's trained model is saved."""
         return {"none": [], "first_seed": self.seeds[:1], "all": self.seeds}[self.save]
 
-    def unused_seeds(self, count: int) -> list[int]:
-        """`count` seeds that neither a round nor a search before the contest uses."""
+    def unused_seeds(self, count: int, first: int | None = None) -> list[int]:
+        """`count` seeds that neither a round nor a search uses, from `first` on or above those of all rounds."""
         taken = {*self.seeds, *(search.seed for search in (self.tune, self.best_of) if search)}
-        unused = (seed for seed in itertools.count(max(self.seeds) + 1) if seed not in taken)
+        start = max(self.seeds) + 1 if first is None else first
+        unused = (seed for seed in itertools.count(start) if seed not in taken)
         return list(itertools.islice(unused, count))
 
     @property

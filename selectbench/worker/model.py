@@ -50,7 +50,7 @@ def set_randomness_off(config: Any) -> None:
     for name, value in vars(config).items():
         if isinstance(value, transformers.PreTrainedConfig):
             set_randomness_off(value)
-        elif isinstance(value, float) and models.RANDOM.search(name):
+        elif isinstance(value, float) and models.RANDOM_RATES.search(name):
             setattr(config, name, 0.0)
 
 
@@ -60,13 +60,13 @@ def random_parts(module: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str
         if isinstance(part, _DropoutNd):
             yield part, "p", part.p
         for name, value in vars(part).items():
-            if isinstance(value, float) and models.RANDOM.search(name):
+            if isinstance(value, float) and models.RANDOM_RATES.search(name):
                 yield part, name, value
 
 
-def _for_training(module: Any, *, is_random: bool) -> Any:
-    """Prepare the model for training: no cache, and nothing random unless the suite keeps it (`is_random`)."""
-    if not is_random:
+def _for_training(module: Any, *, keeps_randomness: bool) -> Any:
+    """Prepare the model for training: no cache, and nothing random unless `keeps_randomness`."""
+    if not keeps_randomness:
         for part, name, _ in list(random_parts(module)):
             setattr(part, name, 0.0)
     module.config.use_cache = False
@@ -81,7 +81,7 @@ def pretrained_model(model: models.PretrainedModel, auto: Any, *, attention: str
     subject = f"model.pretrained: {model.pretrained}"
     try:
         config = transformers.AutoConfig.from_pretrained(model.pretrained, revision=model.revision or "main")
-        if not model.is_random:
+        if not model.keeps_randomness:
             set_randomness_off(config)
         if empty:
             with torch.device("meta"):
@@ -106,7 +106,7 @@ def pretrained_model(model: models.PretrainedModel, auto: Any, *, attention: str
         message = one_line(message, models.MOST_OF_A_LIBRARY)
         fix = models.AGAIN if Path(model.pretrained).is_dir() else models.HUB
         raise PretrainedModelError(f"{subject} cannot be loaded: {message} ({fix})") from error
-    return _for_training(module, is_random=model.is_random)
+    return _for_training(module, keeps_randomness=model.keeps_randomness)
 
 
 def new_model(job: Job, vocab_size: int, *, attention: str | None, empty: bool = False) -> Any:
@@ -141,7 +141,7 @@ def new_model(job: Job, vocab_size: int, *, attention: str | None, empty: bool =
             raise NotImplementedError(f"transformers has no {config.model_type} for task {job.task}")
         if (text := config.get_text_config(decoder=True)) is not config and job.task == "causal_lm":
             text.vocab_size = settings.get("vocab_size", text.vocab_size)  # its file may not set it
-        if not job.model.is_random:
+        if not job.model.keeps_randomness:
             set_randomness_off(config)
         try:
             module = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)
@@ -149,7 +149,7 @@ def new_model(job: Job, vocab_size: int, *, attention: str | None, empty: bool =
             if "does not support" not in str(error):  # the model's class lacks the kernel
                 raise
             raise NotImplementedError(first_line(str(error))) from error
-    return _for_training(module, is_random=job.model.is_random)
+    return _for_training(module, keeps_randomness=job.model.keeps_randomness)
 
 
 def enable_checkpointing(module: Any) -> None:

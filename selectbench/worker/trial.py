@@ -152,7 +152,7 @@ def _unreached_elements(module: Any, adaptation: Lora) -> int:
     """Elements of the matrices between embedding and head that the adaptation does not reach."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     matrices = [(names[id(p)], p) for p, use in parameter_uses(module) if use == "matrix"]
-    return sum(p.numel() for name, p in matrices if ".lora_" not in name and not adaptation.reaches(name, p))
+    return sum(p.numel() for name, p in matrices if ".lora_" not in name and not adaptation.is_adapted(name, p))
 
 
 def _first_batch(batches: Batches) -> Batch:

@@ -237,7 +237,7 @@ def test_weights_of_another_size(trials, home, folder):
 def test_what_is_wrong_with_a_folder_is_seen_without_torch(folder):
     assert folder_problem(folder) is None
     config, weights = folder / "config.json", folder / "model.safetensors"
-    whole, settings = weights.read_bytes(), json.loads(config.read_text())
+    whole = weights.read_bytes()
     for content, words in [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (whole + b"\0", "is damaged: by its header"),
@@ -247,10 +247,6 @@ def test_what_is_wrong_with_a_folder_is_seen_without_torch(folder):
         weights.write_bytes(content)
         assert words in folder_problem(folder)
     weights.write_bytes(whole)
-    config.write_text(json.dumps({**settings, "vocab_size": 512}))
-    assert "embedding of 512 x 32, model.embed_tokens.weight is 320 x 32" in folder_problem(folder)
-    config.write_text(json.dumps({**settings, "hidden_size": 64}))
-    assert "is of another model than the weights" in folder_problem(folder)
     config.write_text("[]")
     assert "config.json holds no mapping" in folder_problem(folder)
 
@@ -386,7 +382,7 @@ def test_every_family_is_for_the_tasks_that_transformers_builds_it_for(tmp_path)
         path.write_text(json.dumps({"model_type": family}))
         known = {task for task, table in tables.items() if family in table}
         several += len(known) > 1
-        found = set(ConfigFile(config=str(path)).TASKS)
+        found = set(ConfigFile(config=str(path)).tasks)
         assert found == known or (found == {"masked_lm"} and known == {"masked_lm", "causal_lm"}), family
     assert several > 20
     path.write_text(json.dumps({"model_type": "t5"}))
