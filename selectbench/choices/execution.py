@@ -154,11 +154,6 @@ class AttentionChoice(Choice):
 
     needs: ClassVar[Needs] = Needs(packages=("torch", "transformers"))
     may_change: ClassVar[frozenset[str]] = frozenset({"attention", "sdpa_backends"})
-    name: str
-
-    def expected_identity(self) -> dict[str, Any]:
-        """The kernel, by the name that the model reports."""
-        return {"attention": self.name}
 
 
 class Eager(AttentionChoice):
@@ -166,11 +161,9 @@ class Eager(AttentionChoice):
 
     source: ClassVar[str] = "Vaswani et al. 2017, arXiv:1706.03762"
     also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("naive", "math", "manual"), "eager")
+    # No fused kernel: a compiler may put one in place of the formula, which then is a violation.
+    fixed_identity: ClassVar[Mapping[str, Any]] = {"attention": "eager", "sdpa_backends": []}
     name: Literal["eager"] = "eager"
-
-    def expected_identity(self) -> dict[str, Any]:
-        """No fused kernel: a compiler may put one in place of the formula, which then is a violation."""
-        return {**super().expected_identity(), "sdpa_backends": []}
 
 
 class Sdpa(AttentionChoice):
@@ -178,6 +171,7 @@ class Sdpa(AttentionChoice):
 
     source: ClassVar[str] = "docs.pytorch.org: torch.nn.functional.scaled_dot_product_attention"
     also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("scaleddotproductattention", "torch"), "sdpa")
+    fixed_identity: ClassVar[Mapping[str, Any]] = {"attention": "sdpa"}
     name: Literal["sdpa"] = "sdpa"
 
 
@@ -191,6 +185,7 @@ class FlashAttention2(AttentionChoice):
     also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("flash", "flashattention", "flashattn", "flashattn2", "fa2"), "flash_attention_2"
     )
+    fixed_identity: ClassVar[Mapping[str, Any]] = {"attention": "flash_attention_2"}
     name: Literal["flash_attention_2"] = "flash_attention_2"
 
 
@@ -209,14 +204,11 @@ class CompileChoice(Choice):
     may_change: ClassVar[frozenset[str]] = frozenset({"compiled"})
     source: ClassVar[str] = "Ansel et al. 2024, doi:10.1145/3620665.3640366; torch.compile"
 
-    def expected_identity(self) -> dict[str, Any]:
-        """Whether a compiled graph runs."""
-        return {"compiled": self.mode is not None}
-
 
 class CompileOff(CompileChoice):
     """No compilation."""
 
+    fixed_identity: ClassVar[Mapping[str, Any]] = {"compiled": False}
     also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("none", "no", "false"), "off")
     name: Literal["off"] = "off"
 
@@ -227,6 +219,7 @@ class CompileDefault(CompileChoice):
     needs: ClassVar[Needs] = Needs(packages=("torch",), compiler=True)
     preload: ClassVar[tuple[str, ...]] = ("torch._inductor.compile_fx",)
     mode: ClassVar[str | None] = "default"
+    fixed_identity: ClassVar[Mapping[str, Any]] = {"compiled": True}
     also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("on", "yes", "inductor", "torchcompile"), "default")
     name: Literal["default"] = "default"
 
@@ -454,17 +447,11 @@ class StrategyChoice(Choice):
     may_change: ClassVar[frozenset[str]] = LAYOUT
     engine: ClassVar[str]
     """The worker's class, `module:Class`; a string because the bench never imports it."""
-    wrapper: ClassVar[str]
-    """The class that wraps the model in a trial, as the certificate names it."""
     shards: ClassVar[frozenset[str]] = frozenset()
     """Model states that are divided among the ranks: `parameters`, `gradients`, `optimizer_state`. If empty, every
     rank's optimizer has whole parameters, as the model has them."""
     combines_as: ClassVar[str | None] = None
     """Another strategy that wraps the model alike, whose rules in `combinations` hold for this one too, or None."""
-
-    def expected_identity(self) -> dict[str, Any]:
-        """The class that wraps the model."""
-        return {"strategy": self.wrapper}
 
     def sharded(self) -> frozenset[str]:
         """Which model states this strategy divides among the ranks."""
@@ -494,7 +481,7 @@ class Single(StrategyChoice):
 
     source: ClassVar[str] = "a plain PyTorch training loop"
     engine: ClassVar[str] = "selectbench.worker.engine:SingleEngine"
-    wrapper: ClassVar[str] = "single"
+    fixed_identity: ClassVar[Mapping[str, Any]] = {"strategy": "single"}
     also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("none", "no", "singlegpu", "onegpu"), "single")
     name: Literal["single"] = "single"
 
@@ -509,7 +496,7 @@ class Ddp(StrategyChoice):
     source: ClassVar[str] = "Li et al. 2020, arXiv:2006.15704; torch.nn.parallel.DistributedDataParallel"
     needs: ClassVar[Needs] = Needs(packages=("torch",))
     engine: ClassVar[str] = "selectbench.worker.engine:DdpEngine"
-    wrapper: ClassVar[str] = "DistributedDataParallel"
+    fixed_identity: ClassVar[Mapping[str, Any]] = {"strategy": "DistributedDataParallel"}
     combines_as: ClassVar[str | None] = "ddp"
     also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("distributeddataparallel", "dataparallel"), "ddp")
     name: Literal["ddp"] = "ddp"
@@ -531,7 +518,7 @@ class Fsdp(StrategyChoice):
     source: ClassVar[str] = "Zhao et al. 2023, arXiv:2304.11277; torch.distributed.fsdp.fully_shard"
     needs: ClassVar[Needs] = Needs(packages=("torch>=2.6",))
     engine: ClassVar[str] = "selectbench.worker.engine:FsdpEngine"
-    wrapper: ClassVar[str] = "FSDPModule"
+    fixed_identity: ClassVar[Mapping[str, Any]] = {"strategy": "FSDPModule"}
     shards: ClassVar[frozenset[str]] = frozenset({"parameters", "gradients", "optimizer_state"})
     also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("fsdp2", "fullyshardeddataparallel", "fullyshard"), "fsdp"
@@ -578,7 +565,6 @@ class Zero(StrategyChoice):
     waits: ClassVar[str | None] = "one to three times in every step"  # for overflows, by stage
     preload: ClassVar[tuple[str, ...]] = ("selectbench.worker.engine_zero",)
     engine: ClassVar[str] = "selectbench.worker.engine_zero:ZeroEngine"
-    wrapper: ClassVar[str] = "DeepSpeedEngine zero"
     also_called: ClassVar[Mapping[str, str]] = {
         **{f"zero{stage}": f"{{name: zero, stage: {stage}}}" for stage in (1, 2, 3)},
         **{f"zerostage{stage}": f"{{name: zero, stage: {stage}}}" for stage in (1, 2, 3)},
@@ -608,7 +594,7 @@ class Zero(StrategyChoice):
 
     def expected_identity(self) -> dict[str, Any]:
         """The engine with its stage."""
-        return {"strategy": f"{self.wrapper} {self.stage}"}
+        return {"strategy": f"DeepSpeedEngine zero {self.stage}"}
 
     def sharded(self) -> frozenset[str]:
         """The model states that its stage divides: each stage divides more of them."""

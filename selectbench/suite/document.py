@@ -422,13 +422,11 @@ def _with_paths(node: Node, keys: str, paths: Mapping[str, PathKind], folder: Pa
 
 
 def _refuse_impossible(node: Node, path: str) -> None:
-    """Raises UserError for text that no file system takes as a path: each later call would fail in its way."""
-    name_bytes = [len(name.encode(errors="replace")) for name in path.split("/")]
-    is_text = "\0" not in path and path.encode(errors="replace").decode() == path
-    if is_text and max(name_bytes) <= 255 and sum(name_bytes) + len(name_bytes) <= 4096:
-        return
-    why = "it is too long" if is_text else "it has characters that no name of a file can have"
-    raise UserError(f"{node.place}: {visible(node.path)}: found {show(path)}, which is no path: {why}")
+    """Raises UserError for a path that is too long for file systems: each later call would fail in its way."""
+    name_bytes = [len(name.encode()) for name in path.split("/")]
+    if max(name_bytes) > 255 or sum(name_bytes) + len(name_bytes) > 4096:
+        problem = f"found {show(path)}, which is no path: it is too long"
+        raise UserError(f"{node.place}: {visible(node.path)}: {problem}")
 
 
 def _absolute(node: Node, folder: Path, kind: PathKind = "file") -> Node:
