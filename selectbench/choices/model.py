@@ -310,27 +310,16 @@ def family_problem(path: str) -> str | None:
 
 
 _TRANSFORMERS_4_KEYS = frozenset({
-    "add_cross_attention", "bad_words_ids", "begin_suppress_tokens", "bos_token_id",
-    "chunk_size_feed_forward", "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty",
-    "do_sample", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id",
-    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
-    "is_decoder", "is_encoder_decoder", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size",
-    "num_beam_groups", "num_beams", "num_return_sequences", "output_scores", "pad_token_id", "prefix",
-    "pruned_heads", "remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "sep_token_id",
-    "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
-    "tie_word_embeddings", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "typical_p",
-    "use_bfloat16", "use_cache", "use_return_dict",
+    "bos_token_id", "cross_attention_hidden_size", "forced_bos_token_id", "sep_token_id", "tie_encoder_decoder",
 })  # fmt: skip
-"""What transformers 4 wrote into every config.json (its PretrainedConfig), most of it about generating text."""
+"""Of the keys that transformers 4 wrote into every config.json those that are like a key of some family's own."""
 
 
 def _misspelt(content: Mapping[str, Any]) -> str | None:
     """The key that a family's code nowhere names, though it has one like it that the file does not give."""
     family = str(content.get("model_type"))
-    shared = [
-        _model_sources().parent / "configuration_utils.py",
-        _model_sources().parent / "modeling_rope_utils.py",
-    ]
+    package = _model_sources().parent
+    shared = [package / "configuration_utils.py", package / "modeling_rope_utils.py"]
     source = _text_of([*_family_files(family, "*.py"), *shared])
     declared = re.findall(r"^    (\w+): ", _text_of(_family_files(family, "configuration_*.py")), re.MULTILINE)
     fields = sorted(set(declared) - content.keys())

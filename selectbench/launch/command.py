@@ -174,7 +174,6 @@ def command_order(
     assert isinstance(choices, CommandChoices)
     seed, heldout, digest = planned.trial.seed, None, facts.get("heldout_sha256")
     where = CommandNode(rdzv=rdzv) if place is None else CommandNode(place.node, ranks // place.ranks, rdzv)
-    path = os.environ.get("PATH", os.defpath)
     # Where ranks meet, by the variables of torch and of torchrun: each lane has a port of its own.
     ports = {} if lane is None else dict.fromkeys(("MASTER_PORT", "PET_MASTER_PORT"), str(29500 + lane))
     if isinstance(job.eval, HeldOut):
@@ -186,7 +185,7 @@ def command_order(
             )
     return CommandOrder(
         trial=planned.trial, arguments=arguments(job, choices, seed, ranks, where), directory=job.directory,
-        environment=ports | variables(job, choices, seed, ranks, path, where), world_size=ranks,
+        environment=ports | variables(job, choices, seed, ranks, where), world_size=ranks,
         max_steps=job.stops_after, stop="natural_end" if job.stop == "natural_end" else "at_max_steps",
         warmup_steps=job.timing.warmup_steps, heldout=None if heldout is None else str(heldout),
         heldout_sha256=None if heldout is None else str(digest),
@@ -236,7 +235,7 @@ def observe(command: str, notify: Notify) -> Observed:
     if (reason := wrong_system_reason()) is not None:
         raise UserError(reason)
     job = _job(command)
-    if (problem := program_problem(job, CommandChoices(), os.environ.get("PATH", os.defpath))) is not None:
+    if (problem := program_problem(job, CommandChoices())) is not None:
         raise UserError(f"--from-command: {problem}")
     notify(
         f"running it here, unchanged, for {STEPS} steps or at most {units.duration(MOST_SECONDS)}; Ctrl-C ends it"

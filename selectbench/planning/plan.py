@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import random
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -331,7 +330,7 @@ def _missing_packages(job: CommandJob, choices: CommandChoices, machine: Machine
     """Why the command lacks packages, or None; `machine.packages` stands for an interpreter that is not here."""
     if not choices.needs:
         return None
-    python = interpreter(job, choices, os.environ.get("PATH", os.defpath)) if machine.packages is None else None
+    python = interpreter(job, choices) if machine.packages is None else None
     needs = Needs(packages=tuple(choices.needs), install=shlex.join(["pip", "install", *choices.needs]))
     return needs.unmet(machine_for(machine, python))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -347,10 +346,9 @@ def _check_command_files(
     for key, path in {"heldout": held_out.heldout, "tokenizer": tokenizer}.items():
         if path is not None and not Path(path).is_file():
             problems.at(document.at(["job", "eval", key]), f"there is no file {path}")
-    search = os.environ.get("PATH", os.defpath)
     for _, choices in rows:
         has_interpreter = choices.python is None or interpreter_problem(choices.python) is None
-        if has_interpreter and (problem := program_problem(job, choices, search)) is not None:
+        if has_interpreter and (problem := program_problem(job, choices)) is not None:
             problems.at(document.at(["job", "command"]), problem)
 
 

@@ -302,22 +302,25 @@ def arguments(
 
 
 def variables(
-    job: CommandJob, choices: CommandChoices, seed: int, ranks: int, path: str, where: CommandNode = ONE_NODE
+    job: CommandJob, choices: CommandChoices, seed: int, ranks: int, where: CommandNode = ONE_NODE
 ) -> dict[str, str]:
-    """The environment variables that the job and the option set; `path`: PATH before."""
+    """The environment variables that the job and the option set; the option's interpreter comes first on PATH."""
     values = {**placeholder_values(job, choices, seed, ranks, where), "args": choices.args}
     filled = {name: _filled(value, values) for name, value in {**job.environment, **choices.environment}.items()}
     if choices.python is None:
         return filled
-    folder = Path(choices.python).parent
-    return {"VIRTUAL_ENV": str(folder.parent), **filled, "PATH": f"{folder}:{filled.get('PATH', path)}"}
+    folder, path = Path(choices.python).parent, filled.get("PATH", os.environ.get("PATH", os.defpath))
+    return {"VIRTUAL_ENV": str(folder.parent), **filled, "PATH": f"{folder}:{path}"}
 
 
-def interpreter(job: CommandJob, choices: CommandChoices, path: str) -> str | None:
+def _program(job: CommandJob, choices: CommandChoices) -> str | None:
+    """The file that the command's first word runs; None: it is not found on PATH."""
+    return shutil.which(arguments(job, choices, 0, 1)[0], path=variables(job, choices, 0, 1).get("PATH"))
+
+
+def interpreter(job: CommandJob, choices: CommandChoices) -> str | None:
     """The interpreter of the environment that has the command's program; None: selectbench's own, or unknown."""
-    search = variables(job, choices, 0, 1, path).get("PATH", path)
-    program = shutil.which(arguments(job, choices, 0, 1)[0], path=search)
-    folder = Path(program or sys.executable).parent
+    folder = Path(_program(job, choices) or sys.executable).parent
     python = choices.python or str(folder / "python")
     return python if folder != Path(sys.executable).parent and Path(python).is_file() else None
 
@@ -333,15 +336,14 @@ def nodes_problem(job: CommandJob) -> str | None:
     )
 
 
-def program_problem(job: CommandJob, choices: CommandChoices, path: str) -> str | None:
+def program_problem(job: CommandJob, choices: CommandChoices) -> str | None:
     """Why the command's first word can't be run, with what would help, or None."""
-    first = arguments(job, choices, 0, 1)[0]
-    search = variables(job, choices, 0, 1, path).get("PATH", path)
+    first, *others = arguments(job, choices, 0, 1)
     if "/" in first:
         file = Path(job.directory) / first
         return None if shutil.which(str(file)) else f"{file} is not there, or not executable"
-    if shutil.which(first, path=search):
-        return _script_problem(Path(first).name, arguments(job, choices, 0, 1)[1:], job.directory)
+    if _program(job, choices):
+        return _script_problem(Path(first).name, others, job.directory)
     if "=" in first or first == "cd":
         return f"{quoted(first)} is for a shell: give job.{'environment' if '=' in first else 'directory'} instead"
     near = did_you_mean(first, ["python", "python3", "torchrun", "accelerate", "deepspeed", "litgpt", "trl"])
