@@ -43,7 +43,7 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Architecture(Strict):
-    """What is trained, of which some things are known without torch."""
+    """A model to train, of which some things are known without torch."""
 
     heads: ClassVar[tuple[str, str] | None] = None
     """The setting that says how many attention heads there are, and the width that they must divide."""
@@ -255,7 +255,7 @@ AGAIN = "copy or download the folder again, with the config.json that belongs to
 HUB = "a hub id needs the network, or to be in the hub's cache: `hf download ID`; or give a folder"
 MOST_OF_A_LIBRARY = 130
 LONGEST_HEADER_BYTES = 100_000_000
-"""What the library itself refuses to read more than."""
+"""The longest header that the safetensors library reads."""
 _POINTER = b"version https://git-lfs"
 
 
@@ -299,7 +299,7 @@ def _family_files(family: str, pattern: str) -> list[Path]:
 
 
 def family_problem(path: str) -> str | None:
-    """That transformers here does not know a file's family, or would pass over a misspelt key of it; or None."""
+    """Why the installed transformers can't read a file's family, or would ignore a misspelt key of it; or None."""
     content, known = mapping_in(config_file(path)), set(_auto_source().split('"'))
     model_type = content.get("model_type")
     if len(known) < 2 or not isinstance(model_type, str):
@@ -316,7 +316,7 @@ _TRANSFORMERS_4_KEYS = frozenset({
 
 
 def _misspelt(content: Mapping[str, Any]) -> str | None:
-    """The key that a family's code nowhere names, though it has one like it that the file does not give."""
+    """A sentence on a key that the family's code does not name, where it has one like it that is not given."""
     family = str(content.get("model_type"))
     package = _model_sources().parent
     shared = [package / "configuration_utils.py", package / "modeling_rope_utils.py"]
@@ -339,7 +339,7 @@ KERNEL_ATTRIBUTES = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_f
 
 @cache
 def kernel_problem(model_type: str, task: str, kernel: str) -> str | None:
-    """That the class lacks the kernel, and what to take instead; None: it has it, or nobody knows beforehand."""
+    """A sentence where the class lacks the kernel, and what to take instead; None: it has it, or is not known."""
     named = re.search(rf'"{re.escape(model_type)}"[,:]\s*"(\w+)"', _task_tables()[task])
     if named is None or kernel not in KERNEL_ATTRIBUTES:
         return None
@@ -593,7 +593,7 @@ class OwnModel(Architecture):
 
     @property
     def call(self) -> OwnCall:
-        """As `worker.model` does."""
+        """How `worker.model.new_model` calls the class."""
         return OwnCall("model", self.family, keywords=("vocab_size", "seq_len", *self.settings))
 
 
@@ -749,7 +749,7 @@ class Lora(AdaptationChoice):
     """Of what goes into the additions."""
 
     def apply(self, model: torch.nn.Module, device: str) -> torch.nn.Module:
-        """With additions to every linear layer but the head's."""
+        """The model with additions to every linear layer but the head's; all else is frozen."""
         from peft import LoraConfig, inject_adapter_in_model
         from transformers.pytorch_utils import Conv1D
 
@@ -783,7 +783,7 @@ class Qlora(Lora):
     name: Literal["qlora"] = "qlora"  # type: ignore[assignment]
 
     def apply(self, model: torch.nn.Module, device: str) -> torch.nn.Module:
-        """With its linear layers in 4 bits, but the head's, and additions to them."""
+        """The model with its linear layers in 4 bits, but the head's, and with additions to them."""
         import torch
 
         head: Any = getattr(model, "get_output_embeddings", lambda: None)()

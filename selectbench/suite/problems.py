@@ -165,7 +165,7 @@ def _message(detail: Any, node: Node) -> str:
 
 
 def _untagged(field: str, node: Node) -> str:
-    """That nothing tells which class is meant, with what would."""
+    """The sentence where no key tells which class is meant, with the keys that would."""
     if field == "model":
         wanted = f"family ({_either(FAMILIES)}), config (a file or its folder) or pretrained (a folder or hub id)"
     elif field == "tokenizer":

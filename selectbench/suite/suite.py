@@ -38,14 +38,14 @@ class SizeThatFits(Strict):
 
 
 class MachineChoice(Strict):
-    """What became of a choice that the suite left to the machine."""
+    """A choice that the suite left to the machine, and the value that the machine took."""
 
     setting: str
     """`precision` or `micro_batch_size`."""
     asked: str
-    """As the suite says it."""
+    """The setting's value in the suite."""
     taken: str
-    """The same for every option."""
+    """The value that every option has in its place."""
     why: str
     """The reason, as a clause on this machine."""
 
@@ -423,7 +423,7 @@ class Option(Strict):
     tunes: str | None = None
     """The option that this one is a trial setting of, in the suite of a tuning stage; None: a row of its own."""
     tried: Values = Field(default_factory=dict)
-    """What is tried then, by path."""
+    """The settings that are tried then, by path."""
 
     @property
     def built(self) -> Choices:
