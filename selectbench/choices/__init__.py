@@ -40,6 +40,10 @@ class AnyChoices(Strict):
         """The chosen value of every dimension that is a class of the registry."""
         return {}
 
+    def as_written(self) -> dict[str, Any]:
+        """The keys as a suite writes them."""
+        return self.model_dump(mode="json")
+
     def ranks(self, machine: Machine) -> int:
         """The number of ranks; `auto` is one rank for each GPU that the run has taken on its nodes."""
         return machine.device_count * machine.nodes if self.world_size == "auto" else self.world_size

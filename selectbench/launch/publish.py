@@ -44,7 +44,6 @@ from selectbench.record.run_folder import (
 )
 from selectbench.report.files import benchmark_json, best_head, render_csv, render_html, render_markdown
 from selectbench.report.sections import report
-from selectbench.suite.command import CommandChoices, as_written
 from selectbench.suite.load import load_suite
 from selectbench.suite.suite import Suite
 from selectbench.text import json_text, suite_yaml
@@ -234,9 +233,8 @@ def _deepspeed_file(suite: str) -> str:
 def suite_of_option(suite: Suite, option: str) -> dict[str, Any]:
     """The suite as plain data with this option alone, which is its own baseline."""
     job = {key: value for key, value in suite.resolved.items() if key not in _CONTEST_KEYS}
-    choices = suite.option(option).choices
-    plain = as_written(choices) if isinstance(choices, CommandChoices) else choices.model_dump(mode="json")
-    settings = {key: value for key, value in plain.items() if value is not None}
+    written = suite.option(option).choices.as_written()
+    settings = {key: value for key, value in written.items() if value is not None}
     return {**job, "choices": settings, "options": {option: {}}, "baseline": option}
 
 

@@ -207,6 +207,10 @@ class CommandChoices(AnyChoices):
         words(args)
         return args
 
+    def as_written(self) -> dict[str, Any]:
+        """The keys as a suite writes them, without empty ones."""
+        return {key: value for key, value in super().as_written().items() if value not in (None, "", {}, [])}
+
     @property
     def values(self) -> dict[str, Scalar]:
         """The values of the placeholders that are not reserved, by name."""
@@ -358,9 +362,3 @@ def _script_problem(program: str, arguments: Sequence[str], directory: str) -> s
     file = Path(directory) / script
     others = sorted(os.path.relpath(path, directory) for path in file.parent.glob("*.py"))
     return None if file.is_file() else f"there is no file {file}{did_you_mean(script, others)}"
-
-
-def as_written(choices: CommandChoices) -> dict[str, Any]:
-    """The option's keys as a suite writes them, without empty ones."""
-    dumped = choices.model_dump(mode="json")
-    return {key: value for key, value in dumped.items() if value not in (None, "", {}, [])}

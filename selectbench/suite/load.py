@@ -19,7 +19,7 @@ import selectbench
 from selectbench.choices import Choices
 from selectbench.errors import UserError, did_you_mean, nearest, one_of_these, synonyms
 from selectbench.suite.check import check_files, check_suite, tokenizers_differ
-from selectbench.suite.command import CommandChoices, CommandJob, as_written
+from selectbench.suite.command import CommandChoices, CommandJob
 from selectbench.suite.document import (
     Node,
     Place,
@@ -469,12 +469,7 @@ def _resolved(suite: Suite, unset: set[str]) -> dict[str, Any]:
 
     The `unset` keys, which affect no figure of a trial, are left out.
     """
-    dumped = {
-        o.name: as_written(o.choices)
-        if isinstance(o.choices, CommandChoices)
-        else o.choices.model_dump(mode="json")
-        for o in suite.without_control
-    }
+    dumped = {option.name: option.choices.as_written() for option in suite.without_control}
     first = next(iter(dumped.values()))
     shared = {d: value for d, value in first.items() if all(row.get(d) == value for row in dumped.values())}
     options = {name: {d: v for d, v in row.items() if d not in shared} for name, row in dumped.items()}
