@@ -24,6 +24,18 @@ def start(arguments: Sequence[str], *, ignores: Collection[signal.Signals] = (),
     return process
 
 
+@contextlib.contextmanager
+def kept(arguments: Sequence[str], **settings: Any) -> Iterator[Process]:
+    """One that several tests use: it ends with the block in place of the test."""
+    process = start(arguments, **settings)
+    _started.remove(process)
+    try:
+        yield process
+    finally:
+        _started.append(process)
+        end_all()
+
+
 def on_each_core() -> list[Process]:
     """One on each core that takes all of it that it is given; left alone, two may share a core for seconds."""
     found = []

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forking
 import msgspec
 import pytest
 from evidence.golden_runs import RUNS
@@ -32,10 +33,8 @@ LONG = "x" * 100_000
 
 
 def command(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "selectbench", *map(str, words)], capture_output=True, text=True, cwd=cwd,
-        env={**os.environ, "COLUMNS": "80"},
-    )  # fmt: skip
+    called = ["-m", "selectbench", *map(str, words)]
+    return forking.run(forking.BENCH, called, cwd or Path.cwd(), {**os.environ, "COLUMNS": "80"}, 300)
 
 
 def is_harmless(text: str) -> bool:

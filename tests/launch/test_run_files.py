@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forking
 import numpy as np
 import pandas as pd
 import pytest
@@ -33,10 +34,10 @@ BF16 = ("bf16", {"precision": {"name": "bf16_mixed"}})
 
 
 def command(*words: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "selectbench", *map(str, words)], capture_output=True, text=True, cwd=cwd,
-        env={**os.environ, "COLUMNS": "120", **environment},
-    )  # fmt: skip
+    called = ["-m", "selectbench", *map(str, words)]
+    return forking.run(
+        forking.BENCH, called, cwd or Path.cwd(), {**os.environ, "COLUMNS": "120", **environment}, 300
+    )
 
 
 @pytest.fixture

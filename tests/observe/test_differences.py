@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def as_agreed(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run(tmp_path_factory.mktemp("agreed"), "--style", "hf", "--steps", "4", max_steps=4)
+    return run(tmp_path_factory.mktemp("agreed"), "--style", "hf", "--steps", "4", max_steps=4, forked=True)
 
 
 @pytest.mark.parametrize(
@@ -49,13 +49,13 @@ def as_agreed(tmp_path_factory: pytest.TempPathFactory) -> Run:
     ],
 )
 def test_a_difference_shows_in_its_fields(as_agreed: Run, tmp_path: Path, difference: str, shown: set[str]) -> None:
-    other = run(tmp_path, "--style", "hf", "--steps", "4", *difference.split(), max_steps=4)
+    other = run(tmp_path, "--style", "hf", "--steps", "4", *difference.split(), max_steps=4, forked=True)
     one, two = fields(as_agreed), fields(other)
     assert {name for name in one if one[name] != two[name]} == shown
 
 
 def test_another_held_out_set_shows_in_the_evaluation_alone(as_agreed: Run, tmp_path: Path) -> None:
     shorter = len(HELD_OUT) - 100
-    other = run(tmp_path, "--style", "hf", "--steps", "4", max_steps=4, heldout_tokens=shorter)
+    other = run(tmp_path, "--style", "hf", "--steps", "4", max_steps=4, heldout_tokens=shorter, forked=True)
     assert fields(other) == fields(as_agreed)
     assert other.one("evaluation")["loss_sum"] != as_agreed.one("evaluation")["loss_sum"]

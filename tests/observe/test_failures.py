@@ -36,13 +36,13 @@ def planted(folder: Path, hook: str) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run(tmp_path_factory.mktemp("alone"), *WAY, observed=False)
+    return run(tmp_path_factory.mktemp("alone"), *WAY, observed=False, forked=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hook", HOOKS)
 def test_a_hook_that_fails_leaves_the_script_as_it_is(alone: Run, tmp_path: Path, hook: str) -> None:
-    seen = run(tmp_path, *WAY, script=planted(tmp_path, hook))
+    seen = run(tmp_path, *WAY, script=planted(tmp_path, hook), forked=True)
     assert (seen.status, seen.printed("weights"), seen.printed("rank")) == (
         0, alone.printed("weights"), alone.printed("rank")
     ), seen.output  # fmt: skip

@@ -39,7 +39,7 @@ for part in rows(24).split(4):
 def of(folder: Path, *words: str) -> Run:
     folder.mkdir()
     (folder / "script.py").write_text(SCRIPT)
-    seen = run(folder, *words, script=folder / "script.py")
+    seen = run(folder, *words, script=folder / "script.py", forked=True)
     assert seen.status == 0, seen.output
     return seen
 

@@ -21,7 +21,8 @@ def printed(seen: Run) -> list[str]:
 
 @pytest.mark.parametrize("style", ["targets", "bare", "hf"])
 def test_all_that_is_seen_of_a_plain_script(tmp_path: Path, style: str) -> None:
-    seen = run(tmp_path, "--style", style, "--decay")
+    # One of them as a user starts it, the others in a process forked where torch has been imported.
+    seen = run(tmp_path, "--style", style, "--decay", forked=style != "targets")
     assert seen.status == 0, seen.output
     assert [line["event"] for line in seen.ranks[0]] == [
         "start", "model", "step", "first_step", *["step"] * 5, "evaluation", "end"
@@ -48,8 +49,8 @@ def test_all_that_is_seen_of_a_plain_script(tmp_path: Path, style: str) -> None:
 def test_a_script_never_notices(tmp_path: Path, way: str) -> None:
     """Losses and final weights are bit for bit those of the script alone, also past the held-out evaluation."""
     arguments = [*way.split(), "--steps", "8"]
-    seen = run(tmp_path / "observed", *arguments, stop="natural_end")
-    alone = run(tmp_path / "alone", *arguments, observed=False)
+    seen = run(tmp_path / "observed", *arguments, stop="natural_end", forked=True)
+    alone = run(tmp_path / "alone", *arguments, observed=False, forked=True)
     assert printed(seen) == printed(alone)
     assert (seen.status, alone.status, alone.ranks) == (0, 0, {})
     assert len(seen.all("step")) == 8
@@ -70,7 +71,7 @@ def test_what_is_compiled_stays_as_many_graphs(tmp_path: Path, what: str) -> Non
 
 
 def test_a_step_that_a_scaler_skips_is_told(tmp_path: Path) -> None:
-    seen = run(tmp_path, "--fp16", "--overflow", "3")
+    seen = run(tmp_path, "--fp16", "--overflow", "3", forked=True)
     assert [step["skipped"] for step in seen.all("step")] == [False, False, True, False, False, False]
     assert [step["loss"] is None for step in seen.all("step")] == [False, False, True, False, False, False]
     assert seen.one("first_step")["compute_dtype"] == "float16"
@@ -78,7 +79,7 @@ def test_a_step_that_a_scaler_skips_is_told(tmp_path: Path) -> None:
 
 def test_losses_that_a_script_does_not_divide_have_their_convention(tmp_path: Path) -> None:
     """Found by the sum of what goes backward, which is twice our own."""
-    first = run(tmp_path, "--sum", "--micro", "2", "--steps", "2", max_steps=2).one("first_step")
+    first = run(tmp_path, "--sum", "--micro", "2", "--steps", "2", max_steps=2, forked=True).one("first_step")
     assert first["loss_convention"] == "sum of the micro-batches' means"
 
 
@@ -89,8 +90,8 @@ def test_where_the_stop_is_swallowed_the_process_ends_at_the_next_step(tmp_path:
 
 
 def test_a_model_called_past_its_call_is_found_where_the_script_says_so(tmp_path: Path) -> None:
-    told = run(tmp_path / "told", "--style", "past", "--watch")
+    told = run(tmp_path / "told", "--style", "past", "--watch", forked=True)
     assert (len(told.all("step")), told.one("evaluation")["tokens"]) == (6, 320)
-    untold = run(tmp_path / "untold", "--style", "past")
+    untold = run(tmp_path / "untold", "--style", "past", forked=True)
     assert untold.one("problem")["what"].startswith("6 updates without a training forward")
     assert untold.one("end")["step"] == 0

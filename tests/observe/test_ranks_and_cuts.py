@@ -25,12 +25,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return run(tmp_path_factory.mktemp("whole"))
+    return run(tmp_path_factory.mktemp("whole"), forked=True)
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3])
 def test_another_cut(whole: Run, tmp_path: Path, micro: int) -> None:
-    seen = run(tmp_path, "--micro", str(micro))
+    seen = run(tmp_path, "--micro", str(micro), forked=True)
     assert digests(seen) == digests(whole)
     assert [step["micro_batches"] for step in seen.all("step")] == [-(-4 // micro)] * 6
     if micro < 3:
@@ -66,9 +66,9 @@ def test_weights_in_shards_that_nobody_gathers_have_no_digest(whole: Run, tmp_pa
 
 
 def test_padding_counts_on_neither_side(tmp_path: Path) -> None:
-    right = run(tmp_path / "right", "--style", "hf", "--padding", "right", "--steps", "3", max_steps=3)
-    left = run(tmp_path / "left", "--style", "hf", "--padding", "left", "--steps", "3", max_steps=3)
+    right = run(tmp_path / "right", "--style", "hf", "--padding", "right", "--steps", "3", max_steps=3, forked=True)
+    left = run(tmp_path / "left", "--style", "hf", "--padding", "left", "--steps", "3", max_steps=3, forked=True)
     assert digests(left) == digests(right)
     assert [step["tokens"] for step in left.all("step")] == [64 - 3] * 3
-    none = run(tmp_path / "none", "--style", "hf", "--steps", "3", max_steps=3)
+    none = run(tmp_path / "none", "--style", "hf", "--steps", "3", max_steps=3, forked=True)
     assert set(digests(none)).isdisjoint(digests(right))

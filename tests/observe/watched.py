@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forking
+
 import selectbench
 
 OBSERVE = Path(selectbench.__file__).parent / "observe"
@@ -42,9 +44,14 @@ class Run:
 
 def run(
     folder: Path, *arguments: str, script: str | Path = "plain.py", observed: bool = True, ranks: int = 1,
-    python: tuple[str, ...] = (), environment: dict[str, str] | None = None, seconds: float = 240, **settings: Any,
+    python: tuple[str, ...] = (), environment: dict[str, str] | None = None, seconds: float = 240,
+    forked: bool = False, **settings: Any,
 ) -> Run:  # fmt: skip
-    """Run a script of `scripts/`; `settings` are those of the observer."""
+    """Run a script of `scripts/`; `settings` are those of the observer.
+
+    `forked`: in a process forked where torch has been imported, which saves seconds; else in a Python of its own,
+    as a user starts it, which imports it, and the observer with it.
+    """
     out, own = folder / "observed", dict(os.environ)
     own.pop("SELECTBENCH_OBSERVE", None)
     paths = [str(SCRIPTS), str(OBSERVE.parent)]
@@ -64,13 +71,17 @@ def run(
     path = SCRIPTS / script
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "0"]
     standalone = [*launcher, "--standalone"] if ranks > 1 else []
-    command = [sys.executable, *python, *standalone, str(path), *arguments]
     folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(
-        command, env=own, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds,
-        check=False,
-    )  # fmt: skip
+    if forked:
+        assert not standalone
+        assert not python
+        done = forking.run(forking.SCRIPTS, [str(path), *arguments], folder, own, seconds)
+    else:
+        done = subprocess.run(
+            [sys.executable, *python, *standalone, str(path), *arguments], env=own, cwd=folder,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds, check=False,
+        )  # fmt: skip
     files = sorted(out.glob("*.jsonl"))
     lines = {int(f.name.split("-")[0]): [json.loads(line) for line in f.read_text().splitlines()] for f in files}
     assert len(lines) == len(files), [file.name for file in files]
-    return Run(done.returncode, done.stdout, lines)
+    return Run(done.returncode, done.stdout + (done.stderr or ""), lines)
