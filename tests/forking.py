@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,9 +38,9 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """As `python COMMAND`, where `command` begins with `-m MODULE` or with a script; `imported` are there already.
 
-    Only for what a process does once it has started: libraries read LD_LIBRARY_PATH and the like before that.
+    Only for what a process does once it has started: of variables that count before that, LD_LIBRARY_PATH alone.
     """
-    process = _forker(imported)
+    process = _forker(imported, environment.get("LD_LIBRARY_PATH"))
     assert process.stdin is not None
     assert process.stdout is not None
     with TemporaryDirectory() as outputs:
@@ -59,11 +60,13 @@ def run(
 
 
 @functools.cache
-def _forker(imported: tuple[str, ...]) -> processes.Process:
+def _forker(imported: tuple[str, ...], library_path: str | None) -> processes.Process:
     """The process to fork from: the same for all tests of this process, with which it ends."""
     stack = contextlib.ExitStack()
     atexit.register(stack.close)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if library_path is not None:
+        environment["LD_LIBRARY_PATH"] = library_path
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     program = [sys.executable, __file__, *imported]
     return stack.enter_context(processes.kept(program, **pipes, env=environment, start_new_session=True))
@@ -100,7 +103,7 @@ def _become(command: list[str], folder: str, environment: dict[str, str], output
 
 
 def _end(program: Callable[[], object]) -> NoReturn:
-    """Run it and end as Python does, but that nothing is freed, which takes longer than most of these programs."""
+    """Run it and end as Python does, but that torch is not freed, which takes longer than most programs."""
     status: Any = 0
     try:
         program()
@@ -124,6 +127,8 @@ if __name__ == "__main__":
     gc.freeze()
     request = _next_command()
     _become(**request)
-    if request["command"][0] == "-m":
-        _end(lambda: runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True))
-    _end(lambda: runpy.run_path(sys.argv[0], run_name="__main__"))
+    is_module = request["command"][0] == "-m"
+    program = partial(runpy.run_module, alter_sys=True) if is_module else runpy.run_path
+    if "torch" in sys.modules:
+        _end(partial(program, sys.argv[0], run_name="__main__"))
+    program(sys.argv[0], run_name="__main__")

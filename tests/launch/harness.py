@@ -124,7 +124,7 @@ class Workplace:
 
     def call(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """The command's end; what runs nothing is forked from a process that has imported the bench."""
-        if arguments[0] != "run" and "LD_LIBRARY_PATH" not in environment:
+        if arguments[0] != "run":
             command = ["-m", "selectbench", *arguments]
             return forking.run(forking.BENCH, command, self.folder, self.environment(**environment), 300)
         process = self.start(*arguments, **environment)

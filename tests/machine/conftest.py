@@ -5,8 +5,11 @@ import os
 import subprocess
 import sys
 
+import forking
 import pytest
 from stand_in import StandIn
+
+IMPORTED = ("selectbench.doctor", "selectbench.record.environment")
 
 
 @pytest.fixture
@@ -24,13 +27,14 @@ def with_driver(driver_library, tmp_path):
             f"print(json.dumps({expression}))"
         )
         paths = {**driver.environment(), "PYTHONPATH": os.pathsep.join(map(str, path))}
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**base, **paths, **variables},
-        )
+        environment = {**base, **paths, **variables}
+        if "LD_LIBRARY_PATH" in variables:
+            done = subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+            )
+        else:
+            (tmp_path / "evaluated.py").write_text(code)
+            done = forking.run(IMPORTED, [str(tmp_path / "evaluated.py")], tmp_path, environment, 60)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         return json.loads(done.stdout)
