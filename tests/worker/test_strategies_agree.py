@@ -1,5 +1,6 @@
 """The most important test here: every strategy trains the same job, step by step."""
 
+import json
 import math
 
 import pytest
@@ -18,19 +19,33 @@ STRATEGIES = {
 JOB = {"global_batch_size": 12, "max_steps": 6, "clip_norm": 0.5, "eval": {"tokens": 1000, "every_steps": 3}}
 
 
+@pytest.fixture(scope="module")
+def trained(launched_for_all):
+    """Trains with given settings, the same ones once for all tests: what the trial told, and its series."""
+    done = {}
+
+    def train(**settings):
+        key = json.dumps(settings, sort_keys=True)
+        if key not in done:
+            done[key] = launched_for_all.finished(**settings), launched_for_all.series()
+        return done[key]
+
+    return train
+
+
 def job_of(finished, series):
     return series["loss_nats_per_token"], series["gradient_norm"], finished.measurement.final_loss
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_ranks_train_what_one_process_trains(launched, strategy, accumulation):
-    alone = launched.finished(job=JOB, micro_batch_size=12 // accumulation)
-    losses, norms, final = job_of(alone, launched.series())
-    shared = launched.finished(
+def test_two_ranks_train_what_one_process_trains(trained, strategy, accumulation):
+    alone, series = trained(job=JOB, micro_batch_size=12 // accumulation)
+    losses, norms, final = job_of(alone, series)
+    shared, series = trained(
         job=JOB, micro_batch_size=6 // accumulation, world_size=2, strategy=STRATEGIES[strategy]
     )
-    found_losses, found_norms, found_final = job_of(shared, launched.series())
+    found_losses, found_norms, found_final = job_of(shared, series)
     assert found_losses == pytest.approx(losses, rel=2e-6)
     assert found_norms == pytest.approx(norms, rel=2e-5)
     assert math.exp(found_final) == pytest.approx(math.exp(final), rel=1e-4)
@@ -61,13 +76,13 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("strategy", "precision"), CELLS)
-def test_a_precision_means_one_thing_under_every_strategy(launched, strategy, precision):
-    alone = launched.finished(job=JOB, micro_batch_size=4, precision=precision)
-    losses, norms, final = job_of(alone, launched.series())
-    shared = launched.finished(
+def test_a_precision_means_one_thing_under_every_strategy(trained, strategy, precision):
+    alone, series = trained(job=JOB, micro_batch_size=4, precision=precision)
+    losses, norms, final = job_of(alone, series)
+    shared, series = trained(
         job=JOB, micro_batch_size=2, world_size=2, strategy=STRATEGIES[strategy], precision=precision
     )
-    found_losses, found_norms, found_final = job_of(shared, launched.series())
+    found_losses, found_norms, found_final = job_of(shared, series)
     of_losses, of_norms, of_perplexity = REGIMES[precision]
     assert found_losses == pytest.approx(losses, rel=of_losses)
     assert found_norms == pytest.approx(norms, rel=of_norms)
@@ -79,20 +94,19 @@ def test_a_precision_means_one_thing_under_every_strategy(launched, strategy, pr
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero1", "zero2", "zero3"])
-def test_ranks_skip_the_same_fp16_steps(launched, strategy):
+def test_ranks_skip_the_same_fp16_steps(trained, strategy):
     job = {**JOB, "max_steps": 12, "eval": "none"}
-    alone = launched.finished(job=job, micro_batch_size=4, precision="fp16_mixed", option="large_embeddings")
-    losses = launched.series()["loss_nats_per_token"]
-    shared = launched.finished(
+    alone, series = trained(job=job, micro_batch_size=4, precision="fp16_mixed", option="large_embeddings")
+    shared, shared_series = trained(
         job=job, micro_batch_size=2, world_size=2, strategy=STRATEGIES[strategy], precision="fp16_mixed",
         option="large_embeddings",
     )  # fmt: skip
     assert alone.measurement.steps_skipped > 0
     assert shared.measurement.steps_skipped == alone.measurement.steps_skipped
-    assert launched.series()["loss_nats_per_token"] == pytest.approx(losses, rel=1e-3)
+    assert shared_series["loss_nats_per_token"] == pytest.approx(series["loss_nats_per_token"], rel=1e-3)
 
 
-def test_what_each_rank_keeps_is_what_the_strategy_shares_out(launched):
+def test_what_each_rank_keeps_is_what_the_strategy_shares_out(trained):
     """fp32 AdamW: 4 bytes a parameter for weights, 4 for gradients, 8 for moments.
 
     DeepSpeed adds a copy of the weights that it updates, 4; and once gradients are reduced, stage 1 too keeps
@@ -102,7 +116,7 @@ def test_what_each_rank_keeps_is_what_the_strategy_shares_out(launched):
         "ddp": (4, 4, 8), "fsdp": (2, 2, 4), "fsdp_kept": (2, 2, 4), "zero1": (4, 2, 6), "zero2": (4, 2, 6),
     }  # fmt: skip
     for strategy, bytes_per_parameter in per_rank.items():
-        found = launched.finished(job=JOB, micro_batch_size=6, world_size=2, strategy=STRATEGIES[strategy])
+        found, _ = trained(job=JOB, micro_batch_size=6, world_size=2, strategy=STRATEGIES[strategy])
         assert [rank.rank for rank in found.measurement.memory_by_rank] == [0, 1]
         for rank in found.measurement.memory_by_rank:
             kept = (rank.parameter_bytes, rank.gradient_bytes, rank.optimizer_state_bytes)
