@@ -26,6 +26,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     is_seen = given.usepdb or given.capture == "no" or given.benchmark_only
     if is_all and not is_seen and config.pluginmanager.hasplugin("xdist") and given.numprocesses is None:
         given.numprocesses, given.dist = min(TOGETHER, len(os.sched_getaffinity(0))), "loadfile"
+        # As they are collected: files of few tests that take minutes would come last, by number of tests.
+        given.loadscopereorder = False
 
 
 @pytest.hookimpl(wrapper=True)
