@@ -72,15 +72,6 @@ def test_after_any_failure_the_next_trial_of_ranks_runs(launched):
     assert finished.identity.world_size == 2
 
 
-def test_ranks_that_cannot_be_forked_are_started_anew(launched):
-    """As on a machine where torch's import leaves a thread or an open GPU behind."""
-    settings = {"job": {"max_steps": 4, "eval": "none"}, "micro_batch_size": 4, "world_size": 2, "strategy": "ddp"}
-    forked = launched.finished(**settings)
-    anew = launched.finished(option="ranks_started_anew", **settings)
-    assert anew.measurement.last_loss == forked.measurement.last_loss
-    assert anew.identity == forked.identity
-
-
 def test_without_a_loopback_interface_ranks_say_so_instead_of_waiting(launched):
     end = failed(launched, "no_loopback", "ddp")
     assert end.outcome.kind == "crashed"

@@ -24,12 +24,16 @@ def names_of(files: list[Path]) -> set[str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_module_that_a_trial_has_loaded_is_among_them(kind, launched):
-    launched.finished(option=kind, **KINDS[kind])
+    finished = launched.finished(option=kind, **KINDS[kind])
     written = [json.loads(path.read_text()) for path in launched.trial_folder.glob("loaded*.json")]
     assert len(written) == KINDS[kind].get("world_size", 1)
     loaded = {name for one in written for name in one}
     assert {"selectbench.worker.trial", "selectbench.choices.optimizer"} <= loaded
     assert loaded <= names_of(trial_files())
+    if kind == "ranks_started_anew":  # where ranks cannot be forked, they train the same
+        forked = launched.finished(option="ddp", **KINDS["ddp"])
+        assert finished.measurement.last_loss == forked.measurement.last_loss
+        assert finished.identity == forked.identity
 
 
 def test_they_are_what_the_worker_imports_at_any_depth_and_nothing_else():
