@@ -169,8 +169,6 @@ class Contest:
         self.is_busy = any(s.counts_busy and s.busy for s in summaries)
         """Whether trials of a busy CPU count."""
         self._outliers = dict[str, dict[tuple[str, int], float]]()
-        self.differences = dict[str, Difference]()
-        """By option: the objective over the baseline's."""
         self.checks = dict[Key, BoundTest | ConstraintVerdict]()
         tests = {key: test for summary in taking_part for key, test in self._declared_tests(summary)}
         # Those of options that were screened out are not made: what the family was declared to be does not shrink.
@@ -194,10 +192,8 @@ class Contest:
             elif isinstance(check, BoundTest):
                 yield (summary.name, text), check.test
         difference = self.blocks[self.objective.name].difference(summary.name, self.baseline.name)
-        if not is_baseline and difference is not None:
-            self.differences[summary.name] = difference
-            if not control:
-                yield (summary.name, ""), family.HypothesisTest(difference, least_p=self.p_of_luck(summary.name))
+        if difference is not None and not (is_baseline or control):
+            yield (summary.name, ""), family.HypothesisTest(difference, least_p=self.p_of_luck(summary.name))
 
     def _give_each_ratio_one_interval(self) -> None:
         """Several tests of one ratio have their ends moved each to its own bound: all of it holds together."""
@@ -315,11 +311,12 @@ class Contest:
         return verdicts
 
     def against_baseline(self, option: str) -> Comparison | None:
-        """By the objective; None: no seed of both."""
-        if option not in self.differences:
+        """By the objective; None: the baseline itself, or no seed of both."""
+        difference = self.blocks[self.objective.name].difference(option, self.baseline.name)
+        if difference is None or option == self.baseline.name:
             return None
         result = self.results.get((option, ""))
-        comparison = self.comparison(self.baseline.name, self.differences[option], result, self.tests)
+        comparison = self.comparison(self.baseline.name, difference, result, self.tests)
         if comparison.decision in self.excluded_decisions(option):
             return comparison.model_copy(update={"decision": "undecided", "exceeds": False})
         return comparison
@@ -422,9 +419,9 @@ class Ranks:
         if baseline in self.names:
             row = self.names.index(baseline)
             for name, place, r in zip(others, places, results, strict=True):
-                decision = contest.decision(r) if name in contest.differences else None
+                decision = contest.decision(r)
                 decision = "undecided" if decision in contest.excluded_decisions(name) else decision
-                self.known[row, place] = self.known[place, row] = decision is not None and r is not None
+                self.known[row, place] = self.known[place, row] = r is not None
                 self.better[place, row], self.better[row, place] = decision == "better", decision == "worse"
 
     @cached_property
@@ -456,14 +453,14 @@ class Ranks:
         difference = self.contest.blocks[self.contest.objective.name].difference(option, against)
         if difference is None:
             return None
-        others = self.pairs.names
-        tests = max(1, math.comb(len(others), 2))
-        result = family.judge_all({"": family.HypothesisTest(difference)}, self.pairs.alpha, tests).get("")
-        if result is not None:
+        others, alpha = self.pairs.names, self.contest.alpha
+        tests, result = max(1, math.comb(len(others), 2)), None
+        if difference.standard_error is not None:
             adjusted = float(self.pairs.p_adjusted[others.index(option), others.index(against)])
-            low, high, estimate = (np.array(v) for v in (result.low, result.high, result.estimate))
-            low, high = family.agreeing_ends(low, high, estimate, np.array(0.0), np.array(adjusted <= result.alpha))
-            result = replace(result, p_adjusted=adjusted, low=float(low), high=float(high))
+            estimate, *ends = map(np.array, (difference.estimate, *difference.interval(alpha / tests)))
+            low, high = family.agreeing_ends(*ends, estimate, np.array(0.0), np.array(adjusted <= alpha))
+            p = difference.p()
+            result = ClaimTest(difference.estimate, float(low), float(high), p, adjusted, alpha)
         comparison = self.contest.comparison(against, difference, result, tests)
         row, column = self.names.index(option), self.names.index(against)
         told_apart = self.better[row, column] or self.better[column, row]

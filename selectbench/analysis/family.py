@@ -90,13 +90,11 @@ class ClaimTest:
         return self.p_adjusted <= self.alpha
 
 
-def judge_all(
-    tests: Mapping[Key, HypothesisTest], alpha: float, total: int | None = None, *, further: int = 0
-) -> dict[Key, ClaimTest]:
+def judge_all(tests: Mapping[Key, HypothesisTest], alpha: float, *, further: int = 0) -> dict[Key, ClaimTest]:
     """Results of all tests whose spread is known; the others are not in the family, which shares `alpha`.
 
-    Those without any spread are decided by the values alone and take no part of alpha. `total`: how many the
-    family has, where not all are given; `further`: how many it has besides these.
+    Those without any spread are decided by the values alone and take no part of alpha. `further`: how many tests
+    the family has besides these.
     """
     known = {key: test for key, test in tests.items() if test.difference.standard_error is not None}
     if not known:
@@ -105,7 +103,7 @@ def judge_all(
     estimates = np.array([d.estimate for d in differences])
     errors = np.array([d.standard_error or 0.0 for d in differences])
     dof, bounds = np.array([d.dof for d in differences]), np.array([test.bound for test in known.values()])
-    n_tests = (total or int((errors > 0).sum())) + further
+    n_tests = int((errors > 0).sum()) + further
     least = np.array([test.least_p for test in known.values()])
     p, adjusted, half = _p_and_widths(estimates - bounds, errors, dof, alpha, n_tests, least)
     low, high = agreeing_ends(estimates - half, estimates + half, estimates, bounds, adjusted <= alpha)

@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
-from itertools import compress
-from operator import attrgetter, ne
-from typing import Any, Literal, get_args
+from operator import attrgetter
+from typing import Any, Literal
 
 from selectbench.analysis import watched
 from selectbench.analysis.result import IDENTITY, Certificate, NotVerified, Violation
@@ -93,8 +92,6 @@ OF_SCRIPTS = frozenset({
     "first_step_update_norm", "left_out_parameters", "heldout_rows_trained", "first_step_added_loss",
 })  # fmt: skip
 """Fields that most jobs leave out: one None hides them, two say nothing."""
-_MAY_HIDE = tuple(sorted(HIDDEN_IF_NONE))
-_HIDDEN = attrgetter(*_MAY_HIDE)
 
 _CHANGED_BY = {
     "micro_batch_size": frozenset({"gradient_accumulation_steps"}),
@@ -161,15 +158,12 @@ def compare(trial: Identity, reference: Identity, declared: frozenset[str]) -> d
 
 def _open_fields(trial: Identity, reference: Identity) -> list[str]:
     """Fields that need a judgement: those that differ, and those that a trial could not see."""
-    fields = [] if trial == reference else list(compress(FIELDS, map(ne, _VALUES(trial), _VALUES(reference))))
-    hidden = _HIDDEN(trial)
-    if None in hidden or "" in hidden:
-        fields += [name for name, value in zip(_MAY_HIDE, hidden, strict=True) if value is None or value == ""]
-    if trial.world_size > 1 or reference.world_size > 1:
-        fields.append("reduction_dtype")
-    if _masks_differ(trial, reference):
-        fields.append("dropout")
-    return list(dict.fromkeys(fields))
+    always = {"reduction_dtype"} if trial.world_size > 1 or reference.world_size > 1 else set[str]()
+    always |= {"dropout"} if _masks_differ(trial, reference) else set()
+    return [
+        name for name, value, other in zip(FIELDS, _VALUES(trial), _VALUES(reference), strict=True)
+        if value != other or name in always or (name in HIDDEN_IF_NONE and (value is None or value == ""))
+    ]  # fmt: skip
 
 
 def _masks_differ(trial: Identity, reference: Identity) -> bool:
@@ -416,16 +410,15 @@ def _compare_trials(
         findings.not_verified |= dict.fromkeys([OWN_LOOP, *((name, None) for name in left)])
     if not statuses:  # as it is with most of thousands of trials
         return
-    by_status: dict[Status, set[str]] = {status: set() for status in get_args(Status)}
-    for name, status in statuses.items():
-        by_status[status].add(name)
-    findings.declared |= by_status["declared"]
+    findings.declared |= {name for name, status in statuses.items() if status == "declared"}
     reasons = {}
     if names := sorted({*identity.random_modules, *other.random_modules}):
         reasons["dropout"] = f"{', '.join(names)} draws random numbers, which depend on how a step is cut"
     elif None not in (identity.dropout, other.dropout):
         reasons["dropout"] = MASKS
-    findings.not_verified |= dict.fromkeys((name, reasons.get(name)) for name in by_status["not_verified"])
+    unseen = [name for name, status in statuses.items() if status == "not_verified"]
+    findings.not_verified |= dict.fromkeys((name, reasons.get(name)) for name in unseen)
     # Where the reference itself does not meet a request, the difference is not this option's fault.
-    for name in by_status["violation"] - unmet.keys() - unmet_by.get(reference.name, {}).keys() - RUN_WIDE:
+    excused = unmet.keys() | unmet_by.get(reference.name, {}).keys() | RUN_WIDE
+    for name in (name for name, status in statuses.items() if status == "violation" and name not in excused):
         violate(name, option=getattr(identity, name), baseline=getattr(other, name))

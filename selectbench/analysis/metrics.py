@@ -31,12 +31,8 @@ def finite(formula: Callable[..., float | None], *arguments: object) -> float | 
 
 
 def finite_of_each(formula: Callable[[T], float | None], trials: Mapping[int, T]) -> dict[int, float]:
-    """`finite` of each trial by its seed, those without a value left out; quick where nothing goes wrong."""
-    try:
-        values = {seed: formula(trial) for seed, trial in trials.items()}
-    except (OverflowError, ZeroDivisionError):
-        values = {seed: finite(formula, trial) for seed, trial in trials.items()}
-    return {seed: float(value) for seed, value in values.items() if value is not None and math.isfinite(value)}
+    """`finite` of each trial by its seed; those without a value are left out."""
+    return {seed: value for seed, trial in trials.items() if (value := finite(formula, trial)) is not None}
 
 
 def tokens_per_second(m: Measurement) -> float | None:
@@ -163,8 +159,6 @@ ENERGY_RULE = (
 class Energy(NamedTuple):
     """The energy of one trial: either its figures are known or the reason why not."""
 
-    joules: float | None
-    """Sum over the GPUs, each for its metered seconds."""
     mean_power_watts: float | None
     """Sum over the GPUs of joules over metered seconds: the whole job's."""
     method: Method | None
@@ -178,11 +172,11 @@ def energy(meters: Meters | None) -> Energy:
     gpus = meters.gpus if meters else []
     reason = None if gpus else (meters and meters.problem) or "the trial's GPUs were not metered"
     if reason := reason or next(filter(None, map(_why_energy_unknown, gpus)), None):
-        return Energy(None, None, None, reason)
+        return Energy(None, None, reason)
     best = [(gpu.metered_seconds, *next(iter(_joules_by_method(gpu).items()))) for gpu in gpus]
     power = sum(joules / seconds for seconds, _, joules in best)
     method = max((method for _, method, _ in best), key=BY_TRUST.index)
-    return Energy(sum(joules for _, _, joules in best), power, method, None)
+    return Energy(power, method, None)
 
 
 def _joules_by_method(gpu: GpuMeters) -> dict[Method, float]:

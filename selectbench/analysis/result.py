@@ -17,7 +17,7 @@ VerdictName = Literal["fastest", "smallest_memory", "cheapest", "best_quality"]
 
 
 def rounded(value: float) -> float:
-    """To the 12 digits that a figure is worth: later ones are rounding, and differ between processors."""
+    """The value to 12 significant digits: later ones are rounding, and differ between processors."""
     return float(f"{value:.12g}")
 
 
@@ -25,13 +25,13 @@ Number = Annotated[float, AfterValidator(rounded)]
 
 
 class Shown(BaseModel):
-    """A mapping of ranking.json: no NaN, no infinity, unknown is None."""
+    """A mapping of ranking.json. It has no NaN and no infinity: what is unknown is None."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
 class Sparse(Shown):
-    """One that leaves out the keys of RARE where they hold nothing."""
+    """A mapping that leaves out the keys of RARE where they hold nothing."""
 
     RARE: ClassVar[frozenset[str]]
 
@@ -44,9 +44,9 @@ class ExtraSeeds(Shown):
     """The seeds that would probably settle an open question."""
 
     seeds: int
-    """More seeds for every option."""
+    """How many more seeds every option should run."""
     seconds: Number | None
-    """Expected time of these rounds; None: not known."""
+    """Expected wall time of these rounds; None: no trial has completed."""
 
 
 class Comparison(Shown):
@@ -54,27 +54,28 @@ class Comparison(Shown):
 
     against: str
     ratio: Number | None
-    """Geometric mean, over those seeds, of this option's value over the other's with the same seed; None: more or
-    less than a float holds."""
+    """Geometric mean, over those seeds, of this option's value over the other's with the same seed; None: a float
+    can't hold it."""
     low: Number | None
     high: Number | None
-    """Ends of the ratio's simultaneous interval, of the level that `family` says; None: no measure of spread."""
+    """Ends of the ratio's interval at the level 1 - `family.alpha` for all tests together; None: no measure of
+    spread."""
     p: Number | None
-    """Two-sided probability of such a difference by chance, by itself; None: no measure of spread."""
+    """Two-sided probability of such a difference by chance, not adjusted; None: no measure of spread."""
     p_adjusted: Number | None
-    """The same adjusted for all tests of its family (Holm 1979)."""
+    """p adjusted for all tests of its family (Holm 1979); None where p is."""
     decision: Decision
     """`better` or `worse`: p_adjusted is at most alpha, and the measured difference is above the metric's
     threshold; `no_difference`: the whole interval lies within the threshold; else `undecided`."""
     spread: Spread
-    """Whose: `pooled` over all options, `moderated` between that and its own, `own` of this pair, `none`: all
-    seeds show the very same difference, so that the threshold alone decides; `unknown`: one seed."""
+    """Whose variance it rests on: `pooled` over all options, `own` of this pair, or `moderated`, a mixture of both;
+    `none`: all seeds show the very same difference, so that the threshold alone decides; `unknown`: one seed."""
     degrees_of_freedom: Number | None
-    """Of the spread; None where there is none."""
+    """Degrees of freedom of that variance; None where there is none."""
     seeds: int
-    """Seeds that both completed; nodes or lanes where these are counted."""
+    """Number of seeds that both completed; of nodes or lanes where these are counted."""
     settling: ExtraSeeds | None = None
-    """What would probably decide it, where it is undecided and spread is known."""
+    """More seeds that would probably decide what is undecided; None: it is decided, or no number is proposed."""
     exceeds: bool = False
     """Whether the true difference is shown to exceed the threshold too: the whole interval lies beyond it."""
 
@@ -88,50 +89,52 @@ class ScoreDifference(Shown):
     against: str
     """The baseline."""
     seeds: int
-    """Those that both completed; the figures are of the mean over them."""
+    """Number of seeds that both completed; the figures are of the mean over them."""
     sentences: int | None = None
-    """How many were drawn from; None, as the four figures: not compared."""
+    """Number of test sentences that were drawn from; None, as the four figures below: not compared."""
     difference: Number | None = None
-    """This option's score less the baseline's."""
+    """This option's score less the baseline's, of scores from 0 to 100."""
     low: Number | None = None
     high: Number | None = None
-    """Ends of its 95 % interval, by itself."""
+    """Ends of the difference's 95 % interval, which holds by itself alone."""
     p: Number | None = None
-    """Two-sided, not adjusted."""
+    """Two-sided p of the difference, not adjusted."""
     not_compared: str | None = None
+    """Why the two are not compared; None: they are."""
 
 
 class Family(Shown):
     """The tests whose joint error is held."""
 
     alpha: float
-    """Probability that any claim of the family is false, at most."""
+    """Largest probability that any claim of the family is false."""
     looks: list[int] = []
-    """Seeds at each judgement of a run that was extended, this one the last; empty: it is the first."""
+    """Number of seeds at each judgement of an extended run, this one the last; empty: this is the first one."""
     objective: str
-    """Every option against the baseline on this metric ..."""
+    """The metric by which every option is tested against the baseline."""
     constraints: list[str]
-    """... and every option on each of these constraints."""
+    """The constraints that every option is tested on, as the suite writes them."""
     tests: int
     """Number of these tests; options without figures, and values without any spread, take no part."""
     thresholds: dict[str, float]
-    """Smallest difference that matters, as a share, by metric."""
+    """By metric, the smallest difference that matters, as a share."""
 
 
 class ToLoss(Shown):
     """What an option took until its held-out loss was the baseline's final one; means over `seeds`."""
 
     seconds: Number | None
-    """Training time, warm-up and compilation among it, evaluation not."""
+    """Training time with warm-up and compilation, without evaluation; None: not known of each seed."""
     tokens: Number | None
+    """Tokens trained on; None as for seconds."""
     joules: Number | None
-    """Energy of the GPUs; None: not known."""
+    """Energy of the GPUs; None: not known of each seed."""
     usd: Number | None
-    """Rent and electricity at the suite's prices; None: not known."""
+    """Rent and electricity at the suite's prices; None: not known of each seed."""
     reached: list[int]
-    """Seeds with which it got there."""
+    """Seeds that reached the loss on clean GPUs."""
     not_reached: list[int]
-    """Seeds with which it did not, or diverged; any makes the four figures None: the others would flatter it."""
+    """Seeds that did not reach it, or diverged; any makes the four figures None: the others would flatter it."""
 
 
 class NamedVerdict(Shown):
@@ -139,7 +142,7 @@ class NamedVerdict(Shown):
 
     name: VerdictName
     title: str
-    """`Fastest at equal quality`."""
+    """The question, such as `Fastest at equal quality`."""
     option: str | None
     """The best by the means among the rows that qualify; None: no row qualifies."""
     headline: str
@@ -166,10 +169,11 @@ class Effect(Shown):
     against: str
     """The baseline's level."""
     ratio: Number
-    """Of the objective, averaged over the other factors' levels (geometric)."""
+    """The objective with this level over that with the baseline's, averaged over the other factors' levels
+    (geometric)."""
     low: Number | None
     high: Number | None
-    """Ends of its own 95 % interval over seeds; None below two seeds."""
+    """Ends of the ratio's 95 % interval over seeds, which holds by itself alone; None below two seeds."""
 
 
 class Interaction(Shown):
@@ -178,9 +182,10 @@ class Interaction(Shown):
     factors: list[str]
     levels: list[str]
     ratio: Number
-    """Of the objective over what the main effects alone would give."""
+    """The objective with both levels over what the main effects alone would give."""
     low: Number | None
     high: Number | None
+    """Ends of the ratio's 95 % interval over seeds, which holds by itself alone; None below two seeds."""
 
 
 class Share(Shown):
@@ -189,6 +194,7 @@ class Share(Shown):
     factor: str
     level: str
     ratio: Number
+    """The level's main effect on the objective."""
 
 
 class FactorView(Shown):
@@ -198,13 +204,13 @@ class FactorView(Shown):
     """By factor, strongest first."""
     interactions: list[Interaction]
     best: str | None
-    """The row whose gain is taken apart."""
+    """The first row, whose gain is taken apart; None, as best_ratio and `together`: it has no rank or no ratio."""
     best_ratio: Number | None
-    """Its ratio to the baseline by the means."""
+    """The first row's ratio to the baseline by the objective."""
     shares: list[Share]
-    """Their product with `together` is best_ratio."""
+    """Each factor's part; the product of these and of `together` is best_ratio."""
     together: Number | None
-    """What the factors do beyond the product of their main effects."""
+    """The ratio by which the factors do more, or less, than the product of their main effects."""
 
 
 class TrialState(Shown):
@@ -233,17 +239,21 @@ class Unknown(Shown):
 
 
 class DeviceMemory(Shown):
-    """By the devices' own account, of the fullest GPU; means over unshared seeds, or all where each was shared."""
+    """Memory as the driver counts it, in bytes, of the GPU with the most; None: not known.
+
+    Means over the seeds whose GPUs were not shared, or over all where each was.
+    """
 
     peak_bytes: Number | None
     """The most in use while training, what was in use before among it: what must fit."""
     peak_over_idle_bytes: Number | None
     """The most in use less what was in use right before the trial."""
     idle_bytes: Number | None
+    """What was in use right before the trial."""
     total_bytes: Number | None
-    """Of the smallest of the GPUs."""
+    """The memory that the smallest of the GPUs has."""
     driver_reserved_bytes: Number | None
-    """Kept by the driver itself, in no other figure."""
+    """What the driver keeps for itself, which is in no other figure."""
 
 
 class Arithmetic(Shown):
@@ -252,24 +262,27 @@ class Arithmetic(Shown):
     dtype: MatmulDtype
     """The dtype of the matrix products."""
     model_flops_per_token: Number | None
-    """Forward and backward pass; None: the model's work does not follow from its shape."""
+    """Operations of the forward and backward pass; None: the model's work does not follow from its shape."""
     hardware_flops_per_token: Number | None
     """The same with what activation checkpointing computes again."""
     peak_flops_per_second: Number | None
-    """By data sheet, dense, in this dtype, of a trial's GPUs together; None: not known of each."""
+    """Dense peak in this dtype by the data sheets, of a trial's GPUs together; None: not known of each GPU."""
     matmul_flops_per_second: Number | None
-    """The same, as measured on them by `doctor --calibrate`."""
+    """The rate that `doctor --calibrate` measured, of a trial's GPUs together; None: not known of each GPU."""
     unknown: dict[UtilizationName, list[Unknown]]
-    """Why a seed's share is not known, by metric; those that are known throughout are left out."""
+    """By metric, why a seed's share is not known; metrics that are known of every seed are left out."""
 
 
 class GpuRow(Shown):
-    """An option's GPUs: means over them and over its clean completed seeds, or over all where none is clean."""
+    """An option's GPUs: means over them and over its clean completed seeds, or over all where none is clean.
+
+    A figure is None where no GPU tells it.
+    """
 
     names: list[str]
-    """As the driver calls them, each once."""
+    """The GPUs' names as the driver has them, each once."""
     states: dict[Verdict, int]
-    """Trials by verdict, failed ones among them."""
+    """By verdict, the number of trials, failed ones among them."""
     by_seed: list[TrialState]
     energy_method: Method | None
     """The least direct way in which a seed's energy was found; None: no seed's is known."""
@@ -277,66 +290,69 @@ class GpuRow(Shown):
     memory: DeviceMemory
     arithmetic: Arithmetic
     state: dict[str, Number | None]
-    """The figures of `suite.metrics.GPU_STATE` by name: means over GPUs and seeds, or the highest of any."""
+    """By name, the figures of `suite.metrics.GPU_STATE`: means over GPUs and seeds, or the highest of any."""
     clock_limit_shares: dict[str, Number] | None
-    """By reason that held the clocks down, the share of readings in which it did; None: not known."""
+    """By reason that held the clocks down, the share of readings in which it did; None: not known of each GPU."""
 
 
 class TriedSetting(Shown):
     """One setting that was tried, and its outcome."""
 
     values: dict[str, int | float]
-    """By path."""
+    """By the settings' paths, such as `optimizer.lr`, the values tried."""
     value: Number | None
-    """Value of the metric that is searched by; None: the trial failed."""
+    """Value of the metric that is searched by; None: the trial failed, or the value is not known."""
     peak_memory_bytes: Number | None
-    """Of the trial; None: not known."""
+    """Peak memory of the trial; None: not known."""
     outcome: Literal["completed"] | FailureKind
     chosen: bool
+    """Whether the contest takes it."""
 
 
 class OptionSearch(Shown):
-    """One option's search."""
+    """What was tried for one option before the contest, and what was chosen."""
 
     option: str
     metric: str
-    """What is searched by."""
+    """The metric that the settings are compared by."""
     tried: list[TriedSetting]
-    """In the order of the values."""
+    """The settings tried, in the order of their values."""
     chosen: dict[str, int | float] | None
-    """What the contest takes; None: nothing worked, it takes what the suite says."""
+    """By path, the values that the contest takes; None: nothing worked, it takes what the suite says."""
     extensions: int = 0
-    """Values beyond, or between, those that were planned first."""
+    """Number of values that were tried beyond, or between, those that were planned first."""
     edges: dict[str, Literal["low", "high"]]
     """By path, the end of what was tried that the best lies on even so, where the setting goes on beyond it."""
     together: bool = False
     """Whether several settings were looked for together, whose ranges are not extended."""
     flat_low: Number | None = None
     flat_high: Number | None = None
-    """Ends of the values within 1 % of the best, in straight lines between those tried; None: of several."""
+    """Ends of the range of values that are within 1 % of the best, in straight lines between those tried; None:
+    several settings were looked for together, fewer than two were tried, or nothing worked."""
     flat_is_open: bool = False
-    """Whether it reaches an end of what was tried: it may be wider."""
+    """Whether this range reaches an end of what was tried, so that it may be wider."""
     source: str | None = None
-    """Where the range comes from; None: the suite."""
+    """Where the range that was searched comes from; None: the suite."""
     trials: int
     tokens: int
     """Tokens that all the trials were to train on."""
     wall_seconds: Number
+    """Wall time of all the trials."""
 
 
 class Search(Shown):
     """The searches before the contest, and their cost."""
 
     sizes: list[OptionSearch]
-    """The fastest micro-batch size of each option; empty: not searched."""
+    """For each option, the search for its fastest micro-batch size; empty: not searched."""
     tuning: list[OptionSearch]
-    """The best settings of each option; empty: not tuned."""
+    """For each option, the search for its best settings; empty: not tuned."""
     seed: int | None
     """The seed of tuning, which the contest does not use; None: not tuned."""
     wall_seconds: Number
-    """Time of all trials before the contest."""
+    """Wall time of all trials before the contest."""
     contest_wall_seconds: Number
-    """Time of all trials of the contest."""
+    """Wall time of all trials of the contest."""
 
 
 class ScreenTrial(Shown):
@@ -344,19 +360,21 @@ class ScreenTrial(Shown):
 
     outcome: Literal["completed"] | FailureKind
     figures: dict[str, Number | None]
-    """Of speed and memory, by metric; None: not known, or spoiled by the state of the GPUs."""
+    """Figures of speed and memory, by metric; None: not known, or spoiled by the state of the GPUs."""
     wall_seconds: Number
+    """Wall time of the trial."""
 
 
 class ScreenBound(Shown):
     """One bound on an option's short trials."""
 
     bound: str
-    """As the suite writes it."""
+    """The bound as the suite writes it."""
     metric: str
     values: list[Number | None]
-    """Of each trial; None: not known, which misses no bound."""
+    """The metric's value in each trial; None: not known, which misses no bound."""
     missed: list[bool]
+    """Whether the trial missed the bound, for each trial."""
     against: Number | None
     """The worse value of the baseline's two trials, which the bound is a factor of; None: it is no factor."""
 
@@ -368,65 +386,67 @@ class Screening(Shown):
     """Whether both miss the same bound: it takes no part in the contest."""
     trials: list[ScreenTrial]
     bounds: list[ScreenBound]
-    """Those that could be judged; empty for the baseline."""
+    """The bounds that could be judged; empty for the baseline."""
 
 
 class Interference(Shown):
     """An equivalence test of the baseline beside neighbours against the baseline alone, by one metric."""
 
     ratio: Number
-    """Geometric mean over the pairs of short trials."""
+    """Geometric mean, over the pairs of short trials, of the value beside neighbours over the value alone."""
     low: Number
     high: Number
-    """Ends of its 90 % interval: each is a test at 5 %."""
+    """Ends of the ratio's 90 % interval: each is a test at 5 %."""
     pairs: int
+    """Number of pairs of short trials."""
     threshold: float
     """Smallest difference that matters, as a share."""
     equivalent: bool
-    """Whether the whole interval lies within it."""
+    """Whether the whole interval lies within the threshold."""
 
 
 class Parts(Shown):
     """What ran whole rounds: the lanes of a machine, or the nodes of a fleet."""
 
     rounds: dict[str, list[int]]
-    """By lane, from 0, or by node, the seeds that it ran."""
+    """By lane (numbered from 0) or by node, the seeds that it ran."""
     variance_shares: dict[str, Number]
-    """By metric, of the variance of an option's trials, what lies between parts; where each ran two rounds."""
+    """By metric, the share of the variance of an option's trials that lies between parts; empty: some part ran fewer
+    than two rounds, or nothing is known."""
 
 
 class Lanes(Parts):
     """The parts of the machine that ran trials at the same time."""
 
     neighbours: int
-    """How many other lanes trained at the same time as a trial, the most of any."""
+    """The largest number of other lanes that trained at the same time as a trial."""
     beside: dict[str, Interference]
     """By metric, what the check of interference showed; empty: it was not made, or tells nothing."""
     withheld: list[str]
     """Metrics that count for no claim, as neighbours may have moved them."""
     why: str
-    """Of which it is so, with the figures; empty: there are none."""
+    """Why these metrics count for no claim, with the figures; empty: there are none."""
 
 
 class NodeSpeed(Shown):
     """tokens_per_second of a node over the other nodes', without those that are off."""
 
     ratio: Number
-    """Of the mean over all options."""
+    """The node's speed over the others', of the mean over all options."""
     low: Number | None
     high: Number | None
-    """Ends of its interval, 95 % for all nodes together; None: too few rounds to tell."""
+    """Ends of the ratio's interval, at 95 % for all nodes together; None: too few rounds to tell."""
     off: bool
     """Whether the interval lies beyond the threshold."""
     by_option: dict[str, Number]
-    """The same of each option, without an interval."""
+    """By option, the node's speed over the others', without an interval."""
 
 
 class Nodes(Parts):
     """The nodes of a fleet, or those that trials ran over."""
 
     speeds: dict[str, NodeSpeed]
-    """By node of a fleet; empty: one, or no option with all rounds."""
+    """By node of a fleet, its speed; empty: there is one node, or no option has all rounds."""
     threshold: float
     """Smallest difference that matters, as a share."""
     elsewhere: list[str]
@@ -454,13 +474,13 @@ class MetricValue(Shown):
     the ratio, the one that holds together with all other tests; else the interval by itself, which supports no
     claim. None: the baseline itself, or no measure of spread."""
     standard_deviation: Number | None
-    """Of one seed to the next (n - 1 in the denominator); None below two seeds."""
+    """Sample standard deviation over the seeds (n - 1 in the denominator); None below two seeds."""
     n: int
-    """Seeds that `value` is a mean over."""
+    """Number of seeds that `value` is a mean over."""
     left_out: list[int] = []
     """Seeds whose value the state of the GPUs spoils."""
     unclean: bool = False
-    """Whether every seed was spoiled: `value` is then of those, is shown, and is compared with nothing."""
+    """Whether every seed is spoiled: `value` is then the mean of those, is shown, and is compared with nothing."""
 
 
 class Failure(Shown):
@@ -477,7 +497,7 @@ class ConstraintVerdict(Shown):
     """What the measurements say of one constraint: a test of non-inferiority in the suite's family."""
 
     constraint: str
-    """As the suite writes it."""
+    """The constraint as the suite writes it."""
     verdict: Literal["holds", "fails", "undecided", "not_judged"]
     """`holds` and `fails` are claims; `undecided`: the figures allow neither; `not_judged`: there are none."""
     detail: str
@@ -485,11 +505,11 @@ class ConstraintVerdict(Shown):
     p_adjusted: Number | None = None
     """Probability of such a distance from the bound by chance, adjusted for the family; None: no test was made."""
     settling: ExtraSeeds | None = None
-    """What would probably decide it, where it is undecided and spread is known."""
+    """More seeds that would probably decide what is undecided; None: it is decided, or no number is proposed."""
 
 
 class Violation(Shown):
-    """An undeclared difference of an option's job, or something else than was asked for."""
+    """An undeclared difference of an option's job, or a trial that did something else than was asked for."""
 
     field: str
     """The identity's field, as `record/record.py` explains it; or what else was found: `settings`, a loss below its
@@ -541,11 +561,12 @@ class MemoryByRank(Shown):
     """Memory of an option's ranks, means over the completed seeds."""
 
     peak_bytes_by_rank: list[Number | None]
-    """In the order of ranks; peak_memory_bytes is the largest of a trial. Empty: seeds differ in ranks."""
+    """Peak memory of each rank, in their order; peak_memory_bytes is the largest of a trial. None: not known of
+    each seed. Empty: seeds differ in ranks."""
     expected_model_state_bytes: Number | None
-    """Parameters, gradients and optimizer state of one rank by `plan/memory.py`; None: no formula."""
+    """Parameters, gradients and optimizer state of one rank by `planning/memory.py`; None: no formula."""
     measured_model_state_bytes: Number | None
-    """The same as found, of the rank that keeps most; None: a part is hidden."""
+    """The same as measured, of the rank that keeps most; None: a part could not be seen."""
 
 
 class Scaling(Shown):
@@ -553,9 +574,9 @@ class Scaling(Shown):
 
     world_size: int
     speedup: Number | None
-    """Tokens per second over the baseline's."""
+    """Tokens per second over the baseline's; None: not known."""
     efficiency: Number | None
-    """The speed-up over the ratio of ranks; 1 is ideal."""
+    """The speed-up over the ratio of ranks, of which 1 is ideal; None: not known, or ranks share a CPU."""
 
 
 class Row(Sparse):
@@ -571,23 +592,25 @@ class Row(Sparse):
     control: bool = False
     """Whether it is the baseline's second row, which only tells how far chance goes."""
     against_baseline: Comparison | None = None
-    """By the objective; None: the baseline itself, or no seed that both completed."""
+    """Comparison with the baseline by the objective; None: the baseline itself, or no seed that both completed."""
     against_best: Comparison | None = None
-    """By the objective, of an eligible row against the first one; adjusted for the order of all rows."""
+    """Comparison of a ranked row with the first one by the objective, adjusted for the order of all rows; None: the
+    first row itself, a row without a rank, or no common seed."""
     pareto: bool | None = None
     """Whether no other row dominates it over speed, memory, energy and quality, as far as they are known; None: not
     comparable or not completed."""
     dominated_by: list[str] = []
     """Rows that are shown to be better in one of these, and to be worse in none by more than matters."""
     to_loss: ToLoss | None = None
-    """Until its held-out loss was the baseline's final one; None: no evaluations to tell it by."""
+    """What it took until its held-out loss was the baseline's final one; None: no evaluations to tell it by."""
     status: Literal["completed", "partial", "failed", "not_comparable", "screened_out", "reference"]
     """partial: some seeds failed or are missing; failed: every seed failed; not_comparable: another job;
     screened_out: both its short trials before the contest missed a bound, so that it takes no part in it;
     reference: in tables alone, a model behind an API."""
     n: int
-    """Seeds completed."""
+    """Number of seeds completed."""
     planned: int
+    """Number of seeds planned."""
     missing_seeds: list[int]
     """Seeds without any record."""
     differs_in: list[str]
@@ -598,17 +621,17 @@ class Row(Sparse):
     eligible: bool
     """Whether it may be ranked: it completed a seed, did the same job, fails no constraint and is no control."""
     constraints: list[ConstraintVerdict]
-    """One each, in the suite's order; empty where nothing completed or the job was another."""
+    """A verdict on each constraint, in the suite's order; empty where nothing completed or the job was another."""
     constraint_failures: list[str]
-    """Why it is not eligible though it completed."""
+    """Why it is not eligible though it completed: constraints that fail, or what the objective lacks."""
     identity: Certificate
     notes: list[str]
     """What must not be concluded from it."""
     metrics: dict[str, MetricValue]
     memory: MemoryByRank | None
-    """None: not measured by rank."""
+    """Memory of its ranks; None: not measured by rank."""
     scaling: Scaling | None
-    """None where all rows have as many ranks, or its number is not known."""
+    """How speed grew with its ranks; None: all rows have as many ranks, or its number is not known."""
     failures: list[Failure]
     busy_seeds: list[int] = []
     """Seeds during whose trials something else kept the CPU busy, by the rule of `analysis/metrics.py`."""
@@ -621,17 +644,18 @@ class Row(Sparse):
 
 
 class ReferenceScore(Shown):
-    """Of what a reference answered, with its 95 % interval over the choice of the test sentences, where known."""
+    """A score of what a reference answered, from 0 to 100."""
 
     value: Number
     low: Number | None
     high: Number | None
+    """Ends of the score's 95 % interval over the choice of the test sentences; None: not known."""
 
 
 class Reference(Shown):
     """A model behind an API, not trained here: it has no rank, and nothing is claimed with it.
 
-    Fields without a word are `selectbench.record.record.ApiAnswers`'s.
+    Fields without a docstring are copied from `selectbench.record.record.ApiAnswers`, which describes them.
     """
 
     name: str
@@ -644,10 +668,10 @@ class Reference(Shown):
     empty: int
     cut: int
     scores: dict[str, ReferenceScore]
-    """None where it has not answered all."""
+    """By score of generated text; empty where it has not answered all."""
     bits_per_byte: Number | None
     byte_perplexity: Number | None
-    """2 to that power."""
+    """2 to the power of bits_per_byte; None where that is not known, or is above 1,000."""
     no_bits: str | None
     input_tokens: int | None
     output_tokens: int | None
@@ -670,26 +694,27 @@ class Ranking(Sparse):
     objective: str
     device: Literal["cpu", "cuda"]
     quick: bool
-    """Speed and memory only."""
+    """Whether the run measured speed and memory only."""
     seeds: list[int]
     memory_kind: MemoryKind | None
-    """What peak_memory_bytes is; None where no trial measured it."""
+    """Which memory peak_memory_bytes is; None: no trial measured it, or trials measured different kinds."""
     rows: list[Row]
     """Ranked rows by rank, then those that fail a constraint, did another job, are missing, failed."""
     family: Family | None = None
-    """The tests that were declared; None in files of an older selectbench."""
+    """The declared tests; None in files of an older selectbench."""
     verdicts: list[NamedVerdict] = []
-    """Which option to take, by what is asked."""
+    """For each question that a reader may ask, which option to take."""
     factors: FactorView | None = None
-    """None: the options are no grid."""
+    """The options as a grid of factors; None: they are no grid."""
     score_differences: list[ScoreDifference] = []
-    """Of every option with each score of generated text; empty: none was asked for, or long ago."""
+    """For every option and score of generated text, the difference from the baseline; empty: no such scores, or a
+    file of an older selectbench."""
     references: list[Reference] = []
     """Models behind an API that were asked for the same; left out where there are none."""
     search: Search | None = None
-    """How each option came to its own best; left out where nothing was searched."""
+    """The searches for each option's own best settings; left out where nothing was searched."""
     lanes: Lanes | None = None
-    """Where trials ran side by side; left out where they did not."""
+    """The lanes on which trials ran side by side; left out where they did not."""
     nodes: Nodes | None = None
-    """Where they ran on several nodes; left out where they did not."""
+    """The nodes that trials ran on; left out where they ran on one machine."""
     warnings: list[str]

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import numpy as np
+
 from selectbench.analysis import metrics
 from selectbench.analysis.lanes import doubts
 from selectbench.analysis.result import Screening
@@ -208,15 +210,11 @@ def centre(values: Sequence[float]) -> float | None:
 
 
 def standard_deviation(values: Sequence[float]) -> float | None:
-    """Sample standard deviation (n - 1), scaled by the largest deviation against overflow; None below two."""
-    middle = mean(values)
-    if len(values) < 2 or middle is None:
-        return None
-    if min(values) == max(values):  # the rounding of the mean is no spread
-        return 0.0
-    widest = max(middle - min(values), max(values) - middle)
-    squares = math.fsum([((v - middle) / widest) ** 2 for v in values])
-    return metrics.finite(lambda: widest * math.sqrt(squares / (len(values) - 1)))
+    """Sample standard deviation (n - 1), scaled by the largest value against overflow; None below two."""
+    if len(values) < 2 or min(values) == max(values):  # the rounding of the mean is no spread
+        return 0.0 if len(values) > 1 else None
+    largest = max(map(abs, values))
+    return metrics.finite(lambda: largest * float(np.std(np.divide(values, largest), ddof=1)))
 
 
 def summarise(
