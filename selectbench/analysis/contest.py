@@ -83,9 +83,10 @@ def _absolute(text: str, constraint: Constraint, summary: Summary) -> BoundTest 
     values = summary.values[constraint.metric]
     if not values:
         return _no_figure_answer(text, constraint.metric)
+    if verdict := untested(text, constraint, summary):
+        return verdict
     estimate = estimate_value(values, is_coarse=METRICS[constraint.metric].scored)
-    if estimate is None or constraint.value <= 0 or min(values.values()) <= 0:
-        return untested(text, constraint, summary)
+    assert estimate is not None
     distances = [math.log(value / constraint.value) for value in values.values()]
     far = min(distances) > math.log(FAR) or max(distances) < -math.log(FAR)
     return BoundTest(text, constraint, family.HypothesisTest(estimate, math.log(constraint.value)), is_far=far)
@@ -106,9 +107,18 @@ def _no_figure_answer(text: str, metric: str) -> ConstraintVerdict:
     return answer(text, "fails", f"no finite {metric}")
 
 
-def untested(text: str, constraint: Constraint, option: Summary, other: Summary | None = None) -> ConstraintVerdict:
-    """The answer without a test, where there are no logarithms: what all seeds say, if they agree."""
+def untested(
+    text: str, constraint: Constraint, option: Summary, other: Summary | None = None
+) -> ConstraintVerdict | None:
+    """The answer where bound or values have no logarithm to test: what all seeds say, if they agree; else None.
+
+    `other`: what a relative constraint is a factor of.
+    """
     name = constraint.metric
+    if constraint.value <= 0:
+        other = None
+    elif not option.without_ratio(name) and (other is None or not other.without_ratio(name)):
+        return None
     others = dict.fromkeys(option.values[name], 1.0) if other is None else other.values[name]
     pairs = [(value, others[seed]) for seed, value in option.values[name].items() if seed in others]
     answers = {constraint.holds(value, constraint.value * other_value) for value, other_value in pairs}
@@ -280,12 +290,10 @@ class Contest:
             return answer(text, "not_judged", f"the baseline {baseline.name} has no {name}")
         if not summary.values[name]:
             return _no_figure_answer(text, name)
-        if constraint.value <= 0:
-            return untested(text, constraint, summary)
-        if summary.name == baseline.name:
+        if summary.name == baseline.name and constraint.value > 0:
             difference: Difference | None = Difference(0.0, 0.0, None, len(summary.values[name]), "none")
-        elif summary.without_ratio(name) or baseline.without_ratio(name):
-            return untested(text, constraint, summary, baseline)
+        elif verdict := untested(text, constraint, summary, baseline):
+            return verdict
         else:
             difference = self.blocks[name].difference(summary.name, baseline.name)
         if difference is None and (baseline.spoiled[name] or summary.spoiled[name]):

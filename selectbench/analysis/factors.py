@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from selectbench.analysis.contest import ratio_of
 from selectbench.analysis.result import Effect, FactorView, Interaction, Row, Share
-from selectbench.analysis.statistics import Floats, estimate_logs
+from selectbench.analysis.statistics import estimate_logs
 from selectbench.analysis.summary import Summary
 from selectbench.choices.optimizer import OWN_WARMUP
 from selectbench.suite.command import NOTES
@@ -114,11 +115,11 @@ def _is_grid(options: Sequence[Option], factors: Sequence[Factor]) -> bool:
 
 def _effects(logs: Mapping[str, Mapping[int, float]], factors: Sequence[Factor]) -> list[Effect]:
     columns = [(factor, level) for factor in factors for level in factor.others]
-    by_seed = _effects_by_seed(logs, [_indicator(factor, level) for factor, level in columns])
+    ratios = _mean_ratios(logs, [_indicator(factor, level) for factor, level in columns])
     return [
-        Effect(factor=factor.name, level=level, against=factor.base, **_mean_ratio(by_seed[:, number]))
-        for number, (factor, level) in enumerate(columns) if len(by_seed)
-    ]  # fmt: skip
+        Effect(factor=factor.name, level=level, against=factor.base, **ratio)
+        for (factor, level), ratio in zip(columns, ratios, strict=False)
+    ]
 
 
 def _interactions(logs: Mapping[str, Mapping[int, float]], factors: Sequence[Factor]) -> list[Interaction]:
@@ -128,13 +129,11 @@ def _interactions(logs: Mapping[str, Mapping[int, float]], factors: Sequence[Fac
     for first, second in itertools.combinations(factors, 2):
         cells = list(itertools.product(first.others, second.others))
         products = [{o: _indicator(first, a)[o] * _indicator(second, b)[o] for o in first.levels} for a, b in cells]
-        effects_by_seed = _effects_by_seed(logs, [*main, *products])
+        ratios = _mean_ratios(logs, [*main, *products])[len(main) :]
         interactions += [
-            Interaction(factors=[first.name, second.name], levels=[a, b],
-                        **_mean_ratio(effects_by_seed[:, len(main) + number]))
-            for number, (a, b) in enumerate(cells)
-            if len(effects_by_seed)
-        ]  # fmt: skip
+            Interaction(factors=[first.name, second.name], levels=[a, b], **ratio)
+            for (a, b), ratio in zip(cells, ratios, strict=False)
+        ]
     return sorted(interactions, key=lambda i: -abs(math.log(i.ratio)))[:MOST_INTERACTIONS]
 
 
@@ -142,25 +141,24 @@ def _indicator(factor: Factor, level: str) -> dict[str, float]:
     return {option: float(chosen == level) for option, chosen in factor.levels.items()}
 
 
-def _effects_by_seed(logs: Mapping[str, Mapping[int, float]], columns: Sequence[Mapping[str, float]]) -> Floats:
-    """Coefficients, shape (seeds, columns), of the seeds whose options determine all of them."""
-    effects = []
+def _mean_ratios(
+    logs: Mapping[str, Mapping[int, float]], columns: Sequence[Mapping[str, float]]
+) -> list[dict[str, float | None]]:
+    """For each column its effect as a ratio, over the seeds whose options determine all columns; [] without any.
+
+    The ends are those of its 95 % interval by itself.
+    """
+    by_seed = []
     for seed in sorted({seed for values in logs.values() for seed in values}):
         names = [name for name, values in logs.items() if values.get(seed, 0) > 0]
         design = np.array([[1.0, *(column[name] for column in columns)] for name in names])
         target = np.array([math.log(logs[name][seed]) for name in names])
         coefficients, _, rank, _ = np.linalg.lstsq(design, target, rcond=None)
         if rank == design.shape[1]:
-            effects.append(coefficients[1:])
-    return np.array(effects)
-
-
-def _mean_ratio(logarithms: Floats) -> dict[str, float | None]:
-    """Ratio over the seeds, with the ends of its 95 % interval by itself."""
-    mean = estimate_logs(logarithms.tolist())
-    assert mean is not None
-    low, high = (None if end is None else math.exp(end) for end in mean.interval())
-    return {"ratio": math.exp(mean.estimate), "low": low, "high": high}
+            by_seed.append(coefficients[1:].tolist())
+    means = [mean for effects in zip(*by_seed, strict=True) if (mean := estimate_logs(effects))]
+    ratios = [map(ratio_of, (mean.estimate, *mean.interval())) for mean in means]
+    return [{"ratio": ratio, "low": low, "high": high} for ratio, low, high in ratios]
 
 
 def _gains(rows: Sequence[Row], factors: Sequence[Factor], effects: Sequence[Effect]) -> dict[str, Any]:

@@ -347,11 +347,8 @@ def _check(
         return answer(text, "undecided", f"{gap.detail}, in both runs") if in_both else gap
     if new is None or not new.values[name]:
         return answer(text, "undecided", f"the run has no {name}")
-    lost = new.without_ratio(name)
-    if limit.value <= 0 or (lost and not limit.relative):
-        return untested(text, limit, new)
-    if lost or old.without_ratio(name):
-        return untested(text, limit, new, old)
+    if verdict := untested(text, limit, new, old if limit.relative else None):
+        return verdict
     if limit.relative:
         estimate = _differences(run, reference, name).get(option)
     else:

@@ -411,8 +411,8 @@ class Parts(Shown):
     rounds: dict[str, list[int]]
     """By lane (numbered from 0) or by node, the seeds that it ran."""
     variance_shares: dict[str, Number]
-    """By metric, the share of the variance of an option's trials that lies between parts; empty: some part ran fewer
-    than two rounds, or nothing is known."""
+    """By metric, the share of the variance of an option's trials that lies between parts; empty: some part ran one
+    round alone, or nothing is known."""
 
 
 class Lanes(Parts):

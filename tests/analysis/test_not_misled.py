@@ -445,6 +445,15 @@ def test_a_seed_whose_loss_blew_up_is_not_left_out_of_the_perplexity(blown: list
     assert gate.verdict == "regression"
 
 
+def test_an_absolute_limit_is_not_held_against_a_reference_of_zero() -> None:
+    run, reference = (
+        [r for name in ("base", "b") for r in trials(name, [100.0] * 3, scores=[{"bleu": b} for b in scores])]
+        for scores in ((5.0, 5.2, 4.9), (0.0, 0.0, 0.0))
+    )
+    assert hold_gate(*_as_runs("b", run, reference), ["bleu >= 3"]).verdict == "pass"
+    assert hold_gate(*_as_runs("b", run, reference), ["bleu >= 20"]).verdict == "regression"
+
+
 QUALITY_LIMIT = ["final_perplexity <= 1.01x reference"]
 
 
