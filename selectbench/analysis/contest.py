@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -323,26 +323,20 @@ class Contest:
         difference = self.blocks[self.objective.name].difference(option, self.baseline.name)
         if difference is None or option == self.baseline.name:
             return None
-        result = self.results.get((option, ""))
-        comparison = self.comparison(self.baseline.name, difference, result, self.tests)
-        if comparison.decision in self.excluded_decisions(option):
-            return comparison.model_copy(update={"decision": "undecided", "exceeds": False})
-        return comparison
-
-    def excluded_decisions(self, option: str) -> set[Decision]:
-        """Decisions that may not be made against the baseline, as one of the two has lucky seeds alone left."""
+        # Decisions that may not be made, as one of the two has lucky seeds alone left.
         excluded: set[Decision] = {"better"} if option in self.flattered else set()
         excluded |= {"worse"} if self.baseline.name in self.flattered else set()
-        return excluded | {"no_difference"} if excluded else excluded
+        excluded |= {"no_difference"} if excluded else set()
+        return self.comparison(self.baseline.name, difference, self.results.get((option, "")), self.tests, excluded)
 
-    def decision(self, result: ClaimTest | None) -> Decision:
-        """The decision by the objective and its threshold; `result` None: no measure of spread."""
-        more = self.objective.better == "more"
-        return family.decide(result, self.threshold, more_is_better=more) if result else "undecided"
-
-    def comparison(self, against: str, difference: Difference, result: ClaimTest | None, tests: int) -> Comparison:
-        """The comparison by the objective; `result` None: no measure of spread."""
-        decision, settling = self.decision(result), None
+    def comparison(
+        self, against: str, difference: Difference, result: ClaimTest | None, tests: int,
+        excluded: Collection[Decision],
+    ) -> Comparison:  # fmt: skip
+        """By the objective; `result` None: no measure of spread; `excluded`: decisions that become undecided."""
+        more, settling = self.objective.better == "more", None
+        decision = family.decide(result, self.threshold, more_is_better=more) if result else "undecided"
+        is_excluded = decision in excluded
         matters = math.log1p(self.threshold)
         low, high = (ratio_of(result.low), ratio_of(result.high)) if result else (None, None)
         if decision == "undecided" and result and units.is_measurable(low, high):
@@ -353,9 +347,9 @@ class Contest:
         return Comparison(
             against=against, ratio=ratio_of(difference.estimate), low=low, high=high,
             p=result.p if result else None, p_adjusted=result.p_adjusted if result else None,
-            decision=decision, spread=difference.spread, degrees_of_freedom=difference.degrees_of_freedom,
-            seeds=difference.seeds, settling=settling,
-            exceeds=result is not None and max(result.low, -result.high) > matters + family.ROUNDING,
+            decision="undecided" if is_excluded else decision, spread=difference.spread,
+            degrees_of_freedom=difference.degrees_of_freedom, seeds=difference.seeds, settling=settling,
+            exceeds=bool(result and max(result.low, -result.high) > matters + family.ROUNDING and not is_excluded),
         )  # fmt: skip
 
     def _settling(self, metric: str, difference: Difference, distance: float, tests: int) -> ExtraSeeds | None:
@@ -427,8 +421,8 @@ class Ranks:
         if baseline in self.names:
             row = self.names.index(baseline)
             for name, place, r in zip(others, places, results, strict=True):
-                decision = contest.decision(r)
-                decision = "undecided" if decision in contest.excluded_decisions(name) else decision
+                comparison = contest.against_baseline(name)
+                decision = comparison.decision if comparison else "undecided"
                 self.known[row, place] = self.known[place, row] = r is not None
                 self.better[place, row], self.better[row, place] = decision == "better", decision == "worse"
 
@@ -469,12 +463,10 @@ class Ranks:
             low, high = family.agreeing_ends(*ends, estimate, np.array(0.0), np.array(adjusted <= alpha))
             p = difference.p()
             result = ClaimTest(difference.estimate, float(low), float(high), p, adjusted, alpha)
-        comparison = self.contest.comparison(against, difference, result, tests)
         row, column = self.names.index(option), self.names.index(against)
         told_apart = self.better[row, column] or self.better[column, row]
-        if comparison.decision in ("better", "worse") and not told_apart:  # the gate
-            return comparison.model_copy(update={"decision": "undecided", "exceeds": False})
-        return comparison
+        excluded: tuple[Decision, ...] = () if told_apart else ("better", "worse")  # by the gate
+        return self.contest.comparison(against, difference, result, tests, excluded)
 
 
 def _reversed(pair: Comparison, against: str) -> Comparison:

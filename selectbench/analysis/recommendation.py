@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import get_args
@@ -14,7 +14,7 @@ from selectbench import units
 from selectbench.analysis.contest import Contest
 from selectbench.analysis.family import Pairs, all_pairs
 from selectbench.analysis.hardware import share_main_memory
-from selectbench.analysis.metrics import Observed, finite_of_each, joules_per_token, usd_for
+from selectbench.analysis.metrics import Observed, finite, joules_per_token, usd_for
 from selectbench.analysis.result import NamedVerdict, Row, ToLoss, VerdictName
 from selectbench.analysis.summary import Crossing, Summary, centre, other_tokens
 from selectbench.suite.metrics import METRICS, PER_TOKEN, SECONDS_TO_LOSS, Metric, parse_constraint
@@ -30,34 +30,26 @@ TIME_TO_LOSS_RULE = (
 )
 
 
-_Reached = tuple[Crossing, Observed]
-"""Where one trial was when its loss was low enough."""
-
-
-def _joules(reached: _Reached) -> float | None:
-    per_token = joules_per_token(reached[1])
-    return None if per_token is None else per_token * reached[0].tokens
-
-
-_COSTS: dict[str, Callable[[_Reached], float | None]] = {
-    "seconds": lambda reached: reached[0].seconds, "tokens": lambda reached: reached[0].tokens, "joules": _joules,
-    "usd": lambda reached: usd_for(reached[1], **reached[0]._asdict()),
-}  # fmt: skip
-
-
 def to_loss(summary: Summary) -> ToLoss | None:
     """Means over the seeds that reached the loss on clean GPUs; None where one seed's value is not known."""
-    arrived = {
-        seed: (place, summary.observed[seed]) for seed, place in summary.reached.items()
-        if place is not None and seed in summary.values["training_seconds"]
-    }  # fmt: skip
+    clean = summary.values["training_seconds"]
+    arrived = {seed: place for seed, place in summary.reached.items() if place is not None and seed in clean}
     if not arrived and not summary.not_reached:
         return None
+    costs = [] if summary.not_reached else [_costs(p, summary.observed[seed]) for seed, p in arrived.items()]
     means = dict[str, float | None]()
-    for price, formula in _COSTS.items():
-        known = {} if summary.not_reached else finite_of_each(formula, arrived)
-        means[price] = centre(list(known.values())) if len(known) == len(arrived) else None
+    for price in ("seconds", "tokens", "joules", "usd"):
+        known = [value for cost in costs if (value := cost[price]) is not None]
+        means[price] = centre(known) if len(known) == len(costs) else None
     return ToLoss.model_validate({**means, "reached": list(arrived), "not_reached": summary.not_reached})
+
+
+def _costs(place: Crossing, o: Observed) -> dict[str, float | None]:
+    """What a trial had cost, as `ToLoss` names it, when its loss was low enough."""
+    per_token = finite(joules_per_token, o)
+    joules = None if per_token is None else per_token * place.tokens
+    usd = finite(lambda: usd_for(o, seconds=place.seconds, tokens=place.tokens))
+    return {"seconds": place.seconds, "tokens": place.tokens, "joules": joules, "usd": usd}
 
 
 # Which rows no other row beats: the Pareto set over speed, memory, energy and quality.
