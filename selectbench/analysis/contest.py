@@ -459,10 +459,10 @@ class Ranks:
         tests, result = max(1, math.comb(len(others), 2)), None
         if difference.standard_error is not None:
             adjusted = float(self.pairs.p_adjusted[others.index(option), others.index(against)])
-            estimate, *ends = map(np.array, (difference.estimate, *difference.interval(alpha / tests)))
-            low, high = family.agreeing_ends(*ends, estimate, np.array(0.0), np.array(adjusted <= alpha))
-            p = difference.p()
-            result = ClaimTest(difference.estimate, float(low), float(high), p, adjusted, alpha)
+            low, high, estimate = map(np.array, (*difference.interval(alpha / tests), difference.estimate))
+            low, high = family.agreeing_ends(low, high, estimate, np.array(0.0), np.array(adjusted <= alpha))
+            ends = float(low), float(high)
+            result = ClaimTest(difference.estimate, *ends, difference.p(), adjusted, alpha)
         row, column = self.names.index(option), self.names.index(against)
         told_apart = self.better[row, column] or self.better[column, row]
         excluded: tuple[Decision, ...] = () if told_apart else ("better", "worse")  # by the gate

@@ -27,7 +27,7 @@ from selectbench import units
 from selectbench.analysis.metrics import figure_of
 from selectbench.analysis.result import Interference, Lanes, Nodes, NodeSpeed
 from selectbench.analysis.statistics import Floats, Integers, Values, estimate_logs, quantile
-from selectbench.record.record import Completed, Record, has_ended
+from selectbench.record.record import Completed, Record
 from selectbench.record.run_folder import last_attempts
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.stages import INTERFERENCE_PAIRS, interference_seeds
@@ -57,11 +57,11 @@ def neighbour_metrics(suite: Suite) -> list[str]:
 def interference(suite: Suite, records: Sequence[Record]) -> dict[str, Interference]:
     """The equivalence tests of the pairs of short trials, by metric that all pairs know; {}: too few pairs."""
     last = last_attempts([record for record in records if record.phase == "interference"]).values()
-    ran = {record.trial.seed: record for record in last if has_ended(record.outcome)}
+    ran = {record.trial.seed: record for record in last if isinstance(record.outcome, Completed)}
     most = max((record.neighbours for record in records if record.phase == "contest"), default=1)
     seeds, pairs = interference_seeds(suite), list[tuple[Record, Record]]()
     for alone, beside in zip(seeds[::2], seeds[1::2], strict=True):
-        both = [ran[seed] for seed in (alone, beside) if seed in ran and isinstance(ran[seed].outcome, Completed)]
+        both = [ran[seed] for seed in (alone, beside) if seed in ran]
         if len(both) == 2 and not both[0].neighbours and both[1].neighbours >= max(1, most):
             pairs.append((both[0], both[1]))
     effects = {}

@@ -390,9 +390,9 @@ class _Answer:
     def _quality_note(self) -> str:
         if self.suite.quick or not self.suite.job.evaluates:
             return "Speed and memory only: quality was not measured."
-        unjudged = [c for row in self.rows if row.eligible for c in row.constraints if c.verdict == "not_judged"]
-        sentences = [f"Whether the rows hold {c.constraint} is not known: {c.detail}." for c in unjudged[:1]]
-        return "".join(sentences)
+        constraints = (c for row in self.rows if row.eligible for c in row.constraints)
+        unjudged = next((c for c in constraints if c.verdict == "not_judged"), None)
+        return f"Whether the rows hold {unjudged.constraint} is not known: {unjudged.detail}." if unjudged else ""
 
     def _certainty(self) -> str:
         """What the claims rest on: seeds, tests and the level of intervals."""
