@@ -159,7 +159,7 @@ class Contest:
         parts = part_by_seed(suite.baseline, [record for s in summaries for record in s.completed.values()])
         moved = neighbour_metrics(suite) if parts else []
         self.blocks = dict[str, Blocks]()
-        """By metric, of all comparable options."""
+        """By metric, the values of all comparable options."""
         self.of_rounds = dict[str, Blocks]()
         """The blocks of seeds, by metric whose `blocks` are of nodes or lanes."""
         for name in metrics_of(suite.job):
@@ -188,7 +188,7 @@ class Contest:
         self.tests = made + out if made else 0
         """Number of tests that share alpha."""
         self.ends = dict[tuple[str, str], tuple[float, float]]()
-        """By option and metric: of the ratio's simultaneous interval, where a test is on it; logarithms."""
+        """By option and metric, ends of the ratio's simultaneous interval, where a test is on it; logarithms."""
         self._give_each_ratio_one_interval()
 
     def _declared_tests(self, summary: Summary) -> Iterator[tuple[Key, family.HypothesisTest]]:
@@ -230,7 +230,7 @@ class Contest:
         return self._outliers[metric]
 
     def p_of_luck(self, option: str, metric: str | None = None) -> float:
-        """Of the hypothesis that an option reaches the loss sooner by the luck of those of its seeds that reach it.
+        """The p of the hypothesis that an option reaches the loss sooner by the luck of its seeds that reach it.
 
         It is rejected where the final loss is shown to be lower than the baseline's, or where speed is shown to be
         higher and the final loss not to be above the baseline's by the threshold, which is what reaching it means
@@ -319,7 +319,7 @@ class Contest:
         return verdicts
 
     def against_baseline(self, option: str) -> Comparison | None:
-        """By the objective; None: the baseline itself, or no seed of both."""
+        """The comparison by the objective; None: the baseline itself, or no seed of both."""
         difference = self.blocks[self.objective.name].difference(option, self.baseline.name)
         if difference is None or option == self.baseline.name:
             return None
@@ -333,7 +333,7 @@ class Contest:
         self, against: str, difference: Difference, result: ClaimTest | None, tests: int,
         excluded: Collection[Decision],
     ) -> Comparison:  # fmt: skip
-        """By the objective; `result` None: no measure of spread; `excluded`: decisions that become undecided."""
+        """A comparison by the objective; `result` None: no spread; `excluded`: decisions that become undecided."""
         more, settling = self.objective.better == "more", None
         decision = family.decide(result, self.threshold, more_is_better=more) if result else "undecided"
         is_excluded = decision in excluded
@@ -404,7 +404,7 @@ class Ranks:
         others = [name for name in self.names if name != baseline]
         pairs = family.all_pairs(contest.blocks[objective.name], others, contest.alpha, more_is_better=more)
         self.pairs = pairs
-        """Of the options besides the baseline."""
+        """All pairs of the options besides the baseline."""
         results = [contest.results.get((name, "")) for name in others]
         # Who is told from the baseline by the declared family; there is no gate where it could not tell.
         gate = np.array([r is None or r.rejected for r in results], bool)
@@ -428,7 +428,7 @@ class Ranks:
 
     @cached_property
     def ranked(self) -> list[str]:
-        """Those with a measure of spread for some pair; one that is alone needs a spread of its own."""
+        """The options with a measure of spread for some pair; one that is alone needs a spread of its own."""
         if len(self.names) == 1:
             (name,), blocks = self.names, self.contest.blocks[self.contest.objective.name]
             known = dict(zip(blocks.names, (~np.isnan(blocks.logs)).sum(axis=1).tolist(), strict=True))
@@ -446,7 +446,7 @@ class Ranks:
         return [name for name in self.ranked if name != option and not told_apart[name]]
 
     def comparison(self, option: str, against: str) -> Comparison | None:
-        """By the objective: beside the baseline as the declared family has it, else by Holm over all pairs."""
+        """A pair by the objective: with the baseline as the declared family has it, else by Holm over all pairs."""
         if against == self.contest.baseline.name:
             return self.contest.against_baseline(option)
         if option == self.contest.baseline.name:

@@ -32,7 +32,7 @@ class Factor:
 
     name: str
     levels: Mapping[str, str]
-    """By option."""
+    """The level of each option."""
     base: str
     """The baseline's level."""
 
@@ -43,7 +43,7 @@ class Factor:
 
 
 def factor_view(suite: Suite, summaries: Mapping[str, Summary], rows: Sequence[Row]) -> FactorView | None:
-    """Of the options that did the baseline's job; None where they are no grid of two factors or more."""
+    """A grid of the options that did the baseline's job; None where they are none of two factors or more."""
     metric = suite.decide.objective
     comparable = [row.option for row in rows if row.identity.comparable and not row.control]
     logs = {name: summaries[name].values[metric] for name in comparable if summaries[name].values[metric]}

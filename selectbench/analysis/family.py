@@ -37,7 +37,7 @@ MOST_SEEDS = 200
 FEWEST_TO_PROPOSE = 3
 """Fewest seeds whose spread is used to propose more; with two it is right in half of all cases at best."""
 ROUNDING = 1e-11
-"""Of logarithms: a difference of just the threshold is not above it. A ratio of twelve digits keeps it."""
+"""Rounding of logarithms: a difference of just the threshold is not above it. A ratio of twelve digits keeps it."""
 Key = TypeVar("Key", bound=Hashable)
 Z_LIKELY = 0.8416
 """The normal distribution's quantile of LIKELY."""
@@ -187,9 +187,9 @@ class Pairs:
     p: Floats
     """Unadjusted; NaN where there is no measure of spread."""
     p_adjusted: Floats
-    """The same adjusted for all pairs."""
+    """p adjusted for all pairs."""
     half_widths: Floats
-    """Of the simultaneous intervals (Bonferroni's over all pairs); NaN where there is no measure of spread."""
+    """Half widths of the simultaneous intervals (Bonferroni's over all pairs); NaN: no measure of spread."""
     alpha: float
     """The family's."""
     more_is_better: bool

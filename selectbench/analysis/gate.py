@@ -35,7 +35,7 @@ class ReadRun:
 
     name: str
     suite: Suite
-    """As its contest ran it: options with the settings that were chosen for them."""
+    """The suite as its contest ran it: options with the settings that were chosen for them."""
     records: list[Record]
     environment: dict[str, Any]
     notes: Sequence[str] = ()
@@ -91,15 +91,15 @@ class Change(Shown):
     ratio: Number | None
     """Geometric mean over common seeds of run over reference; of the means' logarithms where none are common."""
     low: Number | None
-    """Of the 95 % interval of this change by itself; None: no measure of spread."""
     high: Number | None
+    """Ends of the 95 % interval of this change by itself; None: no measure of spread."""
     p_adjusted: Number | None
-    """By Holm over all tested changes; None: shown, not tested, or no measure of spread."""
+    """p adjusted by Holm over all tested changes; None: shown, not tested, or no measure of spread."""
     decision: Decision
     """For the run: better, worse, no_difference or undecided; by the metric's threshold, for all tested changes
     together."""
     seeds: int
-    """Common ones; of the smaller run where none are common."""
+    """Number of common seeds; of the smaller run's where none are common."""
 
 
 class Compared(Shown):
@@ -251,7 +251,7 @@ class Check(Shown):
     detail: str
     """The figure with the interval that `compare` shows of it, or why there is none."""
     p_adjusted: Number | None = None
-    """By Holm over all checks of the gate, which decides; None: no test was made."""
+    """p adjusted by Holm over all checks of the gate, which decides; None: no test was made."""
 
 
 class Gate(Shown):

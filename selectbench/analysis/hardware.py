@@ -74,7 +74,7 @@ def memory_by_rank(summary: Summary) -> MemoryByRank | None:
         return allocated if allocated is not None else rank.peak_pss_growth_bytes
 
     def largest_state(ranks: Sequence[RankMemory]) -> int | None:
-        """Of the rank that keeps most; None where any of them hides a part."""
+        """State of the rank that keeps most, in bytes; None where any of them hides a part."""
         parts = [(r.parameter_bytes, r.gradient_bytes, r.optimizer_state_bytes) for r in ranks]
         sums = [sum(known) for rank in parts if len(known := [part for part in rank if part is not None]) == 3]
         return max(sums) if len(sums) == len(parts) else None

@@ -22,7 +22,7 @@ from selectbench.suite.job import LrSchedule, distinct_rates, shape_sha256, shar
 from selectbench.suite.suite import Option, Suite
 
 SettingDifferences = list[tuple[str, object, object]]
-"""Of each setting: its path, the recorded value and the suite's."""
+"""For each setting its path, the recorded value and the suite's."""
 
 
 def other_settings(summary: Summary) -> dict[int, SettingDifferences]:

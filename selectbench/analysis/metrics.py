@@ -396,7 +396,7 @@ GPU_STATE_RULE = (
 )
 
 WAITED_SHARE = 0.05
-"""Of the time that a trial's threads worked: what they waited for a core, and what others worked on these cores."""
+"""Share of the time that a trial's threads worked: how long they waited for a core, and others worked on these."""
 TAKEN_PER_SECOND = 50.0
 """Times in a second of work that the kernel takes a core from a thread, where it tells no waits. Scheduler ticks of
 a core that two threads want take it 100 to 1,000 times."""
@@ -525,7 +525,7 @@ FORMULAS: dict[str, Formula] = {
     "peak_memory_reserved_bytes": _of_measurement(lambda m: with_managed_state(m.peak_memory_reserved_bytes, m)),
     SECONDS_TO_LOSS: lambda _: None,  # no trial tells it alone: `summary` does, once the baseline's are known
 }
-"""By metric; a metric of `METRICS` without `measured_as` has its own here."""
+"""The formulas by metric; a metric of `METRICS` without `measured_as` has its own here."""
 
 
 def formula_of(metric: str) -> Formula:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 
@@ -102,33 +102,18 @@ def with_pareto(contest: Contest, rows: Sequence[Row]) -> list[Row]:
 # What is asked of a ranking besides its objective: the questions, and which rows may answer each.
 
 
-@dataclass(frozen=True)
-class Figure:
-    """An option's figure, with its unit, beside the baseline's."""
+class Figure(NamedTuple):
+    """An option's figure; a reader sees the same one twice where two are equal in all but their words."""
 
+    words: str
+    """`200 tokens/s, 1.25x the baseline (1.20x to 1.31x)`."""
     figure: str
     ratio: str = ""
-    """Or the difference; empty: the baseline's own, or not known."""
-    interval: str = ""
-    is_one: bool = False
-    """Whether the ratio is shown as 1."""
-    is_baseline: bool = False
+    """The ratio or difference to the baseline as displayed; '' where there is none or it is 1."""
 
     def __str__(self) -> str:
-        """`200 tokens/s, 1.25x the baseline (1.20x to 1.31x)`."""
-        if self.is_baseline:
-            return f"{self.figure} (the baseline)"
-        if not self.ratio:
-            return self.figure
-        if self.ratio == units.NOT_MEASURABLE:
-            return f"{self.figure}, its ratio to the baseline {self.ratio}"
-        against = "the baseline" if self.ratio.endswith("x") else "against the baseline"
-        return f"{self.figure}, {self.ratio} {against}{f' ({self.interval})' if self.interval else ''}"
-
-    def looks_like(self, other: Figure) -> bool:
-        """Whether a reader would see the same figure twice; a ratio of 1 says no more than the baseline's none."""
-        ratios = ["" if f.is_one else f.ratio for f in (self, other)]
-        return self.figure == other.figure and ratios[0] == ratios[1]
+        """The words."""
+        return self.words
 
 
 @dataclass(frozen=True)
@@ -155,7 +140,7 @@ class Question:
         return self.contest.suite.threshold(self.metric)
 
     def pairs(self, names: Sequence[str]) -> Pairs:
-        """Of the options of these names."""
+        """All pairs of the named options, by the question's metric."""
         more = METRICS[self.metric].better == "more"
         return all_pairs(self.contest.blocks[self.metric], names, self.contest.alpha, more_is_better=more)
 
@@ -186,7 +171,8 @@ def questions(contest: Contest, rows: Sequence[Row]) -> list[Question]:
         with_gaps = {n for n, summary in summaries.items() if METRICS[metric].quality and summary.unknown(metric)}
         # Time to a loss is a figure and no answer where the objective's own claims decide nothing.
         times = {row.option: row.to_loss.seconds for row in qualified if row.to_loss}
-        figures = {n: Figure(f"{units.seconds(mean)} of time") for n, mean in times.items() if mean is not None}
+        known_times = {n: f"{units.seconds(mean)} of time" for n, mean in times.items() if mean is not None}
+        figures = {n: Figure(words, words) for n, words in known_times.items()}
         if name != "cheapest":
             qualified = [row for row in qualified if row.option not in flattered]
             known = [row for row in qualified if counts(row, metric) and row.option not in with_gaps]
@@ -229,12 +215,16 @@ def figure(metric: Metric, row: Row) -> str:
 
 def with_ratio(suite: Suite, metric: Metric, row: Row) -> Figure:
     """`11,420 tokens/s, 1.07x the baseline (1.05x to 1.09x)`, without the ratio where there is none."""
-    measured = row.metrics[metric.name]
+    measured, words = row.metrics[metric.name], figure(metric, row)
     if row.option == suite.baseline or measured.ratio_to_baseline is None:
-        return Figure(figure(metric, row), is_baseline=row.option == suite.baseline)
+        return Figure(f"{words} (the baseline)" if row.option == suite.baseline else words, words)
     ratio, ends = _ratio_words(metric, row)
+    if ratio == units.NOT_MEASURABLE:
+        return Figure(f"{words}, its ratio to the baseline {ratio}", words)
     ratio_of_one, _ = metric.against(1.0, measured.ratio_low, measured.ratio_high, measured.value)
-    return Figure(figure(metric, row), ratio, ends, is_one=ratio == ratio_of_one)
+    against = "the baseline" if ratio.endswith("x") else "against the baseline"
+    with_ends = f"{words}, {ratio} {against}{f' ({ends})' if ends else ''}"
+    return Figure(with_ends, words, "" if ratio == ratio_of_one else ratio)
 
 
 def _ratio_words(metric: Metric, row: Row) -> tuple[str, str]:
@@ -287,15 +277,15 @@ class _Finding:
     tied: list[str]
     """Others that it is not shown to be better than."""
     same: set[str]
-    """Those of them that hardly differ."""
+    """The options of `tied` that hardly differ from the best."""
     ahead: str
     """The first by the figures, which `best` is not where nothing is shown to be better than the baseline."""
     known: bool
     """Whether there is a measure of spread."""
     open: list[str]
-    """Those that may qualify and are not shown to be worse than one that does."""
+    """Options that may qualify and are not shown to be worse than one that does."""
     open_ahead: list[str]
-    """Those of them that the figures have ahead of all that qualify."""
+    """The options of `open` that the figures have ahead of all that qualify."""
 
 
 def _verdict(rows: Sequence[Row], question: Question) -> NamedVerdict:
@@ -307,7 +297,7 @@ def _verdict(rows: Sequence[Row], question: Question) -> NamedVerdict:
     row = next(row for row in rows if row.option == finding.best)
     best_figure, ahead_figure = (question.figures[name] for name in (finding.best, finding.ahead))
     sentence, headline = f"{finding.best}: {best_figure}{_objective_words(question, row)}", finding.best
-    if not ahead_figure.looks_like(best_figure):  # else a reader would see the same figure twice
+    if ahead_figure[1:] != best_figure[1:]:  # else a reader would see the same figure twice
         if finding.best == baseline:
             better = {"fastest": "faster", "smallest_memory": "smaller", "cheapest": "sooner"}
             sentence = f"none is shown to be better than {sentence}"

@@ -45,7 +45,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Integers = NDArray[np.int64]
 Values = Mapping[str, Mapping[int, float]]
-"""By option and seed."""
+"""Values by option and seed."""
 _EQUAL = 1e-13
 """Differences of logarithms that are closer than this are the same: it is the rounding of the logarithm."""
 _CAUTION_ERRORS = 2.0
@@ -53,7 +53,7 @@ _CAUTION_ERRORS = 2.0
 _NOISIER_LEVEL = 0.001
 """Probability, shared among the options, of leaving one out of the pool though it is as noisy as the others."""
 _OWN_VARIANCE_LEVEL = 0.5
-"""The same of giving an option of the pool its own variance in its pairs."""
+"""Probability, shared too, of giving an option of the pool its own variance though it is as noisy as the others."""
 _SINGULAR = 1e-10
 """Share of the largest singular value; smaller ones are rounding."""
 _FAINTEST = 1e-12

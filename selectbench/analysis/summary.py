@@ -45,7 +45,7 @@ class Crossing(NamedTuple):
     """Where a trial's held-out loss first was low enough."""
 
     seconds: float
-    """Of training alone."""
+    """Time of training alone."""
     tokens: float
 
 
@@ -80,15 +80,15 @@ class Summary:
     """The measurements of the completed seeds."""
     failed: dict[int, Failed] = field(default_factory=dict)
     observed: dict[int, metrics.Observed] = field(default_factory=dict)
-    """Of the completed seeds, what metrics are derived from."""
+    """By completed seed, what metrics are derived from."""
     states: dict[int, metrics.State] = field(default_factory=dict)
-    """Of GPUs or of a busy CPU, by seed; failed trials are among them, those without a verdict are not."""
+    """By seed, the state of GPUs or of a busy CPU; of failed trials too, but of none without a verdict."""
     values: dict[str, dict[int, float]] = field(default_factory=dict)
     """Values that count, by metric and seed: known, and not spoiled by the state of the GPUs."""
     spoiled: dict[str, dict[int, float]] = field(default_factory=dict)
     """Known values that the state of the GPUs spoils: shown where there is no other, never compared."""
     reached: dict[int, Crossing | None] = field(default_factory=dict)
-    """Of seeds that the baseline completed too, where the held-out loss first was the baseline's final one; None:
+    """By seed that the baseline completed too, where the held-out loss first was the baseline's final one; None:
     it never was, or the trial diverged. Empty: nothing to tell it by, or other tokens than the baseline's."""
     doubted: dict[int, Mapping[str, str]] = field(default_factory=dict)
     """By seed and metric, how trials were measured whose figures claim nothing: beside neighbours (those of trials

@@ -29,7 +29,7 @@ class Attempt:
 
     values: Values
     value: float | None
-    """Of the metric that is searched by; None: the trial failed, or the figure is not known."""
+    """Value of the metric that is searched by; None: the trial failed, or the figure is not known."""
     record: Record
 
     @property
@@ -41,7 +41,7 @@ class Attempt:
 SPEED = "tokens_per_second"
 Key = tuple[tuple[str, int | float], ...]
 Attempts = Mapping[str, Mapping[Key, Attempt]]
-"""By option and the values tried."""
+"""Attempts by option and the values tried."""
 
 
 def _key(values: Values) -> Key:
@@ -182,7 +182,7 @@ SLIGHTLY = 0.01
 
 
 def search(declared: Suite, sized: Suite, records: Sequence[Record]) -> Search | None:
-    """Of a suite as declared; `sized`: the same with the chosen micro-batch sizes. None: nothing was searched."""
+    """The search of a suite as declared; `sized`: with the chosen micro-batch sizes. None: nothing was searched."""
     if declared.tune is None and declared.best_of is None:
         return None
     before = [r.wall_seconds for r in records if r.phase == "tune"]

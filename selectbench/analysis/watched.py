@@ -23,7 +23,7 @@ FAR_BELOW_XZ = 0.3
 LEAST_LEARNT = 0.05
 """Share of an untrained model's loss: what has fallen by less knows not even how often tokens occur."""
 UNTIMED_SECONDS, UNTIMED_SHARE = 60.0, 0.25
-"""Of a trial's wall time that its start and end may take, at most."""
+"""Most of a trial's wall time that its start and end may take, in seconds, and further as a share."""
 
 Unverified = tuple[str, str | None]
 """What stays unverified: an identity field or another subject, and the reason; None: not known."""
@@ -194,9 +194,9 @@ def plausibility_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[st
 
 
 def learnt_nothing(suite: Suite, summary: Summary) -> dict[int, float]:
-    """By seed whose final loss is about that of a model that has learnt nothing: this one, in nats per token.
+    """The untrained model's loss in nats per token, by seed whose final loss is about as large.
 
-    That is the smaller of two: the loss of even odds for every token of the vocabulary, and that of the first step
+    It is the smaller of two: the loss of even odds for every token of the vocabulary, and that of the first step
     of a model that began at random. The share is of what there is to learn, where the source's own loss is known.
     """
     if suite.command is not None:
