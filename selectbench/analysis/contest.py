@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from selectbench.analysis.lanes import by_part, neighbour_metrics, part_by_seed
 from selectbench.analysis.metrics import finite
 from selectbench.analysis.result import Comparison, ConstraintVerdict, Decision, ExtraSeeds, Family
 from selectbench.analysis.statistics import Blocks, Bools, Difference, estimate_value, make_blocks, outlying
-from selectbench.analysis.summary import Summary, mean, other_tokens, outcomes, seeds_words
+from selectbench.analysis.summary import Summary, other_tokens, outcomes, seeds_words
 from selectbench.suite.metrics import METRICS, PER_TOKEN, SECONDS_TO_LOSS, Constraint, metrics_of, parse_constraint
 from selectbench.suite.suite import CONTROL, Suite
 
@@ -170,9 +171,8 @@ class Contest:
         done, planned = outcomes(summaries)
         self.is_complete = done == planned
         """Whether every trial has an outcome: no more seeds are proposed before."""
-        means = [mean([record.wall_seconds for record in s.completed.values()]) for s in summaries if s.completed]
-        known = [value for value in means if value is not None]
-        self.round_seconds = math.fsum(known) if known else None
+        means = [fmean(r.wall_seconds for r in s.completed.values()) for s in summaries if s.completed]
+        self.round_seconds = math.fsum(means) if means else None
         """Expected time of one more seed for every option; None: no trial completed."""
         self.flattered = {s.name for s in summaries if s.lost_seeds(self.objective.name)}
         """Options whose seeds failed for what the objective measures, so that the lucky ones are left."""

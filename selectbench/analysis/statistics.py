@@ -240,8 +240,6 @@ def make_blocks(values: Values, losses: Values | None = None) -> Blocks:
     """Values not above 0 are holes; `losses`, of coarse scores: equal ones are no chance where losses are equal."""
     names, seeds = list(values), _seeds_of(values)
     none_pooled, apart = np.zeros(len(names), bool), np.full(len(names), np.nan)
-    if not seeds:
-        return Blocks(names, seeds, np.empty((len(names), 0)), none_pooled, None, apart)
     witness = None
     if losses is not None:
         witness = _logs_table({name: {seed: losses[name].get(seed, math.nan) for seed in seeds} for name in names})
