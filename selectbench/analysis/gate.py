@@ -11,7 +11,7 @@ from typing import Any, Literal
 from selectbench.analysis.contest import BoundTest, answer, gap_answer, ratio_of, untested
 from selectbench.analysis.family import ClaimTest, HypothesisTest, alpha_of, decide, judge_all, judgement_number
 from selectbench.analysis.identity import certify
-from selectbench.analysis.result import ConstraintVerdict, Decision, Number, Shown
+from selectbench.analysis.result import ConstraintVerdict, Decision, JsonObject, Number
 from selectbench.analysis.screening import screened_words
 from selectbench.analysis.statistics import Difference, changes, estimate_value
 from selectbench.analysis.summary import Summary, busy_warnings, summarise
@@ -62,7 +62,7 @@ class ReadRun:
         return {name for name, certificate in certificates.items() if certificate.violations}
 
 
-class Differing(Shown):
+class Differing(JsonObject):
     """A key with two values."""
 
     path: str
@@ -79,7 +79,7 @@ def differing_words(differences: Sequence[Differing], there: str, here: str) -> 
     )
 
 
-class Change(Shown):
+class Change(JsonObject):
     """One metric of one option in the run against the reference."""
 
     option: str
@@ -102,7 +102,7 @@ class Change(Shown):
     """Number of common seeds; of the smaller run's where none are common."""
 
 
-class Compared(Shown):
+class Compared(JsonObject):
     """A run against the reference."""
 
     run: str
@@ -242,7 +242,7 @@ _NO_FINDING = frozenset({"interrupted", "timeout"})
 """Failures that may be the machine's doing."""
 
 
-class Check(Shown):
+class Check(JsonObject):
     """One limit on one option."""
 
     option: str
@@ -254,7 +254,7 @@ class Check(Shown):
     """p adjusted by Holm over all checks of the gate, which decides; None: no test was made."""
 
 
-class Gate(Shown):
+class Gate(JsonObject):
     """The verdict on a run."""
 
     run: str

@@ -24,14 +24,14 @@ def rounded(value: float) -> float:
 Number = Annotated[float, AfterValidator(rounded)]
 
 
-class Shown(BaseModel):
-    """A mapping of ranking.json. It has no NaN and no infinity: what is unknown is None."""
+class JsonObject(BaseModel):
+    """An object of JSON files such as ranking.json, without NaN and infinity: what is unknown is None."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
-class Sparse(Shown):
-    """A mapping that leaves out the keys of RARE where they hold nothing."""
+class Sparse(JsonObject):
+    """An object that leaves out the keys of RARE where they hold nothing."""
 
     RARE: ClassVar[frozenset[str]]
 
@@ -40,7 +40,7 @@ class Sparse(Shown):
         return {key: value for key, value in dump(self).items() if value or key not in self.RARE}
 
 
-class ExtraSeeds(Shown):
+class ExtraSeeds(JsonObject):
     """The seeds that would probably settle an open question."""
 
     seeds: int
@@ -49,7 +49,7 @@ class ExtraSeeds(Shown):
     """Expected wall time of these rounds; None: no trial has completed."""
 
 
-class Comparison(Shown):
+class Comparison(JsonObject):
     """One option's metric against another's, over the seeds that both completed."""
 
     against: str
@@ -80,7 +80,7 @@ class Comparison(Shown):
     """Whether the true difference is shown to exceed the threshold too: the whole interval lies beyond it."""
 
 
-class ScoreDifference(Shown):
+class ScoreDifference(JsonObject):
     """An option's score of generated text against the baseline's, over draws of the test sentences; no claim."""
 
     score: str
@@ -103,7 +103,7 @@ class ScoreDifference(Shown):
     """Why the two are not compared; None: they are."""
 
 
-class Family(Shown):
+class Family(JsonObject):
     """The tests whose joint error is held."""
 
     alpha: float
@@ -120,7 +120,7 @@ class Family(Shown):
     """By metric, the smallest difference that matters, as a share."""
 
 
-class ToLoss(Shown):
+class ToLoss(JsonObject):
     """What an option took until its held-out loss was the baseline's final one; means over `seeds`."""
 
     seconds: Number | None
@@ -137,7 +137,7 @@ class ToLoss(Shown):
     """Seeds that did not reach it, or diverged; any makes the four figures None: the others would flatter it."""
 
 
-class NamedVerdict(Shown):
+class NamedVerdict(JsonObject):
     """One answer to one way of asking which option is best."""
 
     name: VerdictName
@@ -160,7 +160,7 @@ class NamedVerdict(Shown):
     command: str | None = None
 
 
-class Effect(Shown):
+class Effect(JsonObject):
     """How much a factor's level changes the objective."""
 
     factor: str
@@ -176,7 +176,7 @@ class Effect(Shown):
     """Ends of the ratio's 95 % interval over seeds, which holds by itself alone; None below two seeds."""
 
 
-class Interaction(Shown):
+class Interaction(JsonObject):
     """The effect of two levels together, beyond that of each alone."""
 
     factors: list[str]
@@ -188,7 +188,7 @@ class Interaction(Shown):
     """Ends of the ratio's 95 % interval over seeds, which holds by itself alone; None below two seeds."""
 
 
-class Share(Shown):
+class Share(JsonObject):
     """One factor's part in the gain of the best row over the baseline."""
 
     factor: str
@@ -197,7 +197,7 @@ class Share(Shown):
     """The level's main effect on the objective."""
 
 
-class FactorView(Shown):
+class FactorView(JsonObject):
     """A grid taken apart: main effects and the strongest interactions, shown without a claim."""
 
     effects: list[Effect]
@@ -213,7 +213,7 @@ class FactorView(Shown):
     """The ratio by which the factors do more, or less, than the product of their main effects."""
 
 
-class TrialState(Shown):
+class TrialState(JsonObject):
     """The verdict on the GPUs of one trial, by the rule of `analysis/metrics.py`."""
 
     seed: int
@@ -222,7 +222,7 @@ class TrialState(Shown):
     """What speaks against the GPUs; '' where they were clean."""
 
 
-class Unknown(Shown):
+class Unknown(JsonObject):
     """Why a figure is not known, and the seeds of the trials that it is true of."""
 
     reason: str
@@ -238,7 +238,7 @@ class Unknown(Shown):
         return [cls(reason=reason, seeds=affected) for reason, affected in seeds.items()]
 
 
-class DeviceMemory(Shown):
+class DeviceMemory(JsonObject):
     """Memory as the driver counts it, in bytes, of the GPU with the most; None: not known.
 
     Means over the seeds whose GPUs were not shared, or over all where each was.
@@ -256,7 +256,7 @@ class DeviceMemory(Shown):
     """What the driver keeps for itself, which is in no other figure."""
 
 
-class Arithmetic(Shown):
+class Arithmetic(JsonObject):
     """What an option's matrix products take and its GPUs could do; the shares themselves are metrics."""
 
     dtype: MatmulDtype
@@ -273,7 +273,7 @@ class Arithmetic(Shown):
     """By metric, why a seed's share is not known; metrics that are known of every seed are left out."""
 
 
-class GpuRow(Shown):
+class GpuRow(JsonObject):
     """An option's GPUs: means over them and over its clean completed seeds, or over all where none is clean.
 
     A figure is None where no GPU tells it.
@@ -295,7 +295,7 @@ class GpuRow(Shown):
     """By reason that held the clocks down, the share of readings in which it did; None: not known of each GPU."""
 
 
-class TriedSetting(Shown):
+class TriedSetting(JsonObject):
     """One setting that was tried, and its outcome."""
 
     values: dict[str, int | float]
@@ -309,7 +309,7 @@ class TriedSetting(Shown):
     """Whether the contest takes it."""
 
 
-class OptionSearch(Shown):
+class OptionSearch(JsonObject):
     """What was tried for one option before the contest, and what was chosen."""
 
     option: str
@@ -340,7 +340,7 @@ class OptionSearch(Shown):
     """Wall time of all the trials."""
 
 
-class Search(Shown):
+class Search(JsonObject):
     """The searches before the contest, and their cost."""
 
     sizes: list[OptionSearch]
@@ -355,7 +355,7 @@ class Search(Shown):
     """Wall time of all trials of the contest."""
 
 
-class ScreenTrial(Shown):
+class ScreenTrial(JsonObject):
     """One short trial of speed."""
 
     outcome: Literal["completed"] | FailureKind
@@ -365,7 +365,7 @@ class ScreenTrial(Shown):
     """Wall time of the trial."""
 
 
-class ScreenBound(Shown):
+class ScreenBound(JsonObject):
     """One bound on an option's short trials."""
 
     bound: str
@@ -379,7 +379,7 @@ class ScreenBound(Shown):
     """The worse value of the baseline's two trials, which the bound is a factor of; None: it is no factor."""
 
 
-class Screening(Shown):
+class Screening(JsonObject):
     """The short trials of one option before the contest: one, and another where the first misses a bound."""
 
     screened_out: bool
@@ -389,7 +389,7 @@ class Screening(Shown):
     """The bounds that could be judged; empty for the baseline."""
 
 
-class Interference(Shown):
+class Interference(JsonObject):
     """An equivalence test of the baseline beside neighbours against the baseline alone, by one metric."""
 
     ratio: Number
@@ -405,7 +405,7 @@ class Interference(Shown):
     """Whether the whole interval lies within the threshold."""
 
 
-class Parts(Shown):
+class Parts(JsonObject):
     """What ran whole rounds: the lanes of a machine, or the nodes of a fleet."""
 
     rounds: dict[str, list[int]]
@@ -428,7 +428,7 @@ class Lanes(Parts):
     """Why these metrics count for no claim, with the figures; empty: there are none."""
 
 
-class NodeSpeed(Shown):
+class NodeSpeed(JsonObject):
     """tokens_per_second of a node over the other nodes', without those that are off."""
 
     ratio: Number
@@ -460,7 +460,7 @@ SCHEMA_VERSION = 3
 with 2, the figures of a row's `gpu.state` were keys of `gpu`, and what is not verified was text."""
 
 
-class MetricValue(Shown):
+class MetricValue(JsonObject):
     """One metric of one option over its completed seeds."""
 
     value: Number | None
@@ -483,7 +483,7 @@ class MetricValue(Shown):
     """Whether every seed is spoiled: `value` is then the mean of those, is shown, and is compared with nothing."""
 
 
-class Failure(Shown):
+class Failure(JsonObject):
     """A trial that yielded no measurement."""
 
     seed: int
@@ -493,7 +493,7 @@ class Failure(Shown):
     """Why it is no finding about the option: the state of the GPUs may have caused it."""
 
 
-class ConstraintVerdict(Shown):
+class ConstraintVerdict(JsonObject):
     """What the measurements say of one constraint: a test of non-inferiority in the suite's family."""
 
     constraint: str
@@ -508,7 +508,7 @@ class ConstraintVerdict(Shown):
     """More seeds that would probably decide what is undecided; None: it is decided, or no number is proposed."""
 
 
-class Violation(Shown):
+class Violation(JsonObject):
     """An undeclared difference of an option's job, or a trial that did something else than was asked for."""
 
     field: str
@@ -557,7 +557,7 @@ class Certificate(Sparse):
     """By field that is verified under a convention: which one. Left out where there is none."""
 
 
-class MemoryByRank(Shown):
+class MemoryByRank(JsonObject):
     """Memory of an option's ranks, means over the completed seeds."""
 
     peak_bytes_by_rank: list[Number | None]
@@ -569,7 +569,7 @@ class MemoryByRank(Shown):
     """The same as measured, of the rank that keeps most; None: a part could not be seen."""
 
 
-class Scaling(Shown):
+class Scaling(JsonObject):
     """How speed grew with the number of ranks."""
 
     world_size: int
@@ -643,7 +643,7 @@ class Row(Sparse):
     """Its short trials before the contest, whose figures are not in `metrics`; left out where there were none."""
 
 
-class ReferenceScore(Shown):
+class ReferenceScore(JsonObject):
     """A score of what a reference answered, from 0 to 100."""
 
     value: Number
@@ -652,7 +652,7 @@ class ReferenceScore(Shown):
     """Ends of the score's 95 % interval over the choice of the test sentences; None: not known."""
 
 
-class Reference(Shown):
+class Reference(JsonObject):
     """A model behind an API, not trained here: it has no rank, and nothing is claimed with it.
 
     Fields without a docstring are copied from `selectbench.record.record.ApiAnswers`, which describes them.
