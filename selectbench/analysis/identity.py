@@ -238,9 +238,8 @@ def _schedule_shape(schedule: LrSchedule, max_steps: int) -> tuple[str, float]:
 
 
 def unmet_requests(requested: Mapping[str, Any], identity: Identity) -> dict[str, Any]:
-    """The requested values of the fields in which a trial's identity has another value."""
-    differing = [name for name, value in requested.items() if getattr(identity, name) != value]
-    return {name: requested[name] for name in differing if getattr(identity, name) is not None}
+    """The requested values of the fields in which a trial's identity is known to have another value."""
+    return {name: value for name, value in requested.items() if getattr(identity, name) not in (None, value)}
 
 
 @dataclass

@@ -179,8 +179,7 @@ class Summary:
 
     def common(self, other: Summary, metric: str) -> list[int]:
         """Seeds for which both know the metric."""
-        ours, theirs = self.values[metric], other.values[metric]
-        return list(ours) if ours.keys() == theirs.keys() else [seed for seed in ours if seed in theirs]
+        return [seed for seed in self.values[metric] if seed in other.values[metric]]
 
     def mean(self, metric: str, seeds: Iterable[int] | None = None) -> float | None:
         """`centre` over these seeds (all that know the metric where not given)."""

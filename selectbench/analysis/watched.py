@@ -204,9 +204,8 @@ def learnt_nothing(suite: Suite, summary: Summary) -> dict[int, float]:
     job = suite.job_of(summary.option)
     entries = job.tokenizer.most_entries if job.tokenizer is not None else job.data.vocabulary
     untrained_losses = {}
-    for seed, record in summary.completed.items():
-        assert isinstance(record.outcome, Completed)
-        m, identity = record.outcome.measurement, record.identity
+    for seed, m in summary.measurements.items():
+        identity = summary.completed[seed].identity
         known = [math.log(entries)] if entries is not None else []
         if identity is not None and identity.loss == "cross_entropy" and not isinstance(job.model, PretrainedModel):
             known += [m.first_loss] if m.first_loss is not None else []
