@@ -246,8 +246,9 @@ def all_pairs(blocks: Blocks, names: Sequence[str], alpha: float, *, more_is_bet
 def detectable(rounds: int, options: int, tests: int) -> float:
     """The share by which two options must differ to be told apart with a chance of 80 %, at a first judgement.
 
-    Of a pooled variance, at Bonferroni's level for `tests`: the sum of the t quantile and the normal one of 0.8, in
-    standard errors of a difference (Cohen 1988, chapter 2, in its normal approximation).
+    Figures spread by DEFAULT_SPREAD, which is pooled over the options. At Bonferroni's level for `tests` it is the
+    sum of the t quantile and the normal one of 0.8, in standard errors of a difference (Cohen 1988, chapter 2, in
+    its normal approximation).
     """
     dof = max(1, (max(2, options) - 1) * (rounds - 1))
     error = DEFAULT_SPREAD * math.sqrt(2 / rounds)
