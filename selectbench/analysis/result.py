@@ -526,7 +526,7 @@ class Violation(JsonObject):
     seeds: list[int]
 
 
-class NotVerified(Shown):
+class NotVerified(JsonObject):
     """Something that a trial could not see."""
 
     field: str
