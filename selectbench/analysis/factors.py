@@ -20,7 +20,7 @@ from selectbench.analysis.result import Effect, FactorView, Interaction, Row, Sh
 from selectbench.analysis.statistics import estimate_logs
 from selectbench.analysis.summary import Summary
 from selectbench.choices.optimizer import OWN_WARMUP
-from selectbench.suite.command import NOTES
+from selectbench.suite.command import NOTE_KEYS
 from selectbench.suite.suite import Option, Suite
 
 MOST_INTERACTIONS = 5
@@ -81,7 +81,7 @@ def _differing_settings(options: Sequence[Option]) -> list[tuple[str, dict[str, 
     """Dimensions by the chosen names, and the settings of dimensions in which all options chose the same name."""
     settings = {option.name: option.choices.model_dump(mode="json") for option in options}
     varying = list[tuple[str, dict[str, str]]]()
-    for dimension in dict.fromkeys(key for chosen in settings.values() for key in chosen if key not in NOTES):
+    for dimension in dict.fromkeys(key for chosen in settings.values() for key in chosen if key not in NOTE_KEYS):
         values = {name: chosen.get(dimension) for name, chosen in settings.items()}
         words = {name: _level_name(value) for name, value in values.items()}
         if len(set(words.values())) > 1:

@@ -251,9 +251,10 @@ class Bart(Architecture):
 
 
 INDEX = "model.safetensors.index.json"
-AGAIN = "copy or download the folder again, with the config.json that belongs to its weights"
-HUB = "a hub id needs the network, or to be in the hub's cache: `hf download ID`; or give a folder"
-MOST_OF_A_LIBRARY = 130
+FOLDER_FIX = "copy or download the folder again, with the config.json that belongs to its weights"
+HUB_FIX = "a hub id needs the network, or to be in the hub's cache: `hf download ID`; or give a folder"
+LIBRARY_MESSAGE_LENGTH = 130
+"""Most characters of a library's message that is repeated."""
 LONGEST_HEADER_BYTES = 100_000_000
 """The longest header that the safetensors library reads."""
 _POINTER = b"version https://git-lfs"
@@ -272,7 +273,7 @@ def folder_problem(folder: Path) -> str | None:
         for path in _weight_files(folder):
             _check_weights(path)
     except ValueError as error:
-        return f"{error}: {AGAIN}"
+        return f"{error}: {FOLDER_FIX}"
     return None
 
 
@@ -763,7 +764,7 @@ class Lora(AdaptationChoice):
         try:
             adapted: torch.nn.Module = inject_adapter_in_model(config, model)
         except ValueError as error:  # families that PEFT knows it can't adapt
-            raise NotImplementedError(one_line(str(error), MOST_OF_A_LIBRARY)) from error
+            raise NotImplementedError(one_line(str(error), LIBRARY_MESSAGE_LENGTH)) from error
         return adapted
 
     def is_adapted(self, name: str, parameter: torch.nn.Parameter) -> bool:

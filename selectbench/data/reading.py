@@ -22,7 +22,7 @@ from typing import IO, Any, Literal
 import msgspec
 
 from selectbench.choices.choice import OwnCodeError, add_to_path, import_roots, load
-from selectbench.choices.model import HUB, MOST_OF_A_LIBRARY
+from selectbench.choices.model import HUB_FIX, LIBRARY_MESSAGE_LENGTH
 from selectbench.errors import UnreachableError, UserError
 from selectbench.suite.sources import Cleaning, Dataset, OwnDocuments
 from selectbench.text import first_line, one_line, quoted, visible
@@ -226,8 +226,8 @@ def fetch_snapshot(setting: str, name: str, revision: str | None, files: Sequenc
     try:
         return snapshot(name, revision, files)
     except Exception as error:  # the network's, and a dozen of the hub's own
-        reason = one_line(f"{type(error).__name__}: {first_line(error)}", MOST_OF_A_LIBRARY).rstrip(".")
-        raise UnreachableError(f"{setting}: {visible(name)} cannot be loaded: {reason} ({HUB})") from None
+        reason = one_line(f"{type(error).__name__}: {first_line(error)}", LIBRARY_MESSAGE_LENGTH).rstrip(".")
+        raise UnreachableError(f"{setting}: {visible(name)} cannot be loaded: {reason} ({HUB_FIX})") from None
 
 
 def cached_folder(name: str, revision: str | None) -> Path | None:

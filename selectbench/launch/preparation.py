@@ -23,7 +23,7 @@ from selectbench.analysis.tuning import (
     with_fastest_sizes,
 )
 from selectbench.choices.choice import own_code_sha256
-from selectbench.choices.model import HUB, AnyTokenizer
+from selectbench.choices.model import HUB_FIX, AnyTokenizer
 from selectbench.data.prepare import prepare, streamed_datasets
 from selectbench.data.prepared import Prepared, Samples, cache_root, check_enough, evaluable_tokens, uncached_models
 from selectbench.data.reading import dataset_commit, download_bytes, fetch_snapshot
@@ -576,7 +576,7 @@ def preview(request: Request, notify: Notify) -> Outlook:
                     size = units.size(download_bytes(dataset))
                     notes.append(f"a run first downloads about {size} of {dataset.dataset} and keeps its tokens")
         for model in uncached_models(suite):
-            notes.append(f"model.pretrained: {visible(model.pretrained)} is not in the hub's cache: {HUB}")
+            notes.append(f"model.pretrained: {visible(model.pretrained)} is not in the hub's cache: {HUB_FIX}")
         if reason is not None:
             notes.append(f"{CANNOT_START}: {reason}; planned as if it could, with what {INSTALL} brings")
             machine = machine.with_training()

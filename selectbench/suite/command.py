@@ -220,7 +220,7 @@ class CommandChoices(AnyChoices):
 RESERVED = tuple(CommandChoices.model_fields)
 """Keys of an option that are not the value of a placeholder, or that also mean something else."""
 
-NOTES = ("may_change", "needs")
+NOTE_KEYS = ("may_change", "needs")
 """Reserved keys that are notes on the option and change nothing in how it trains."""
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from selectbench.choices import AnyChoices, Choices
 from selectbench.choices.choice import Strict, WrongValueError
 from selectbench.choices.execution import MicroBatchSize
-from selectbench.suite.command import NOTES, CommandChoices, CommandJob
+from selectbench.suite.command import NOTE_KEYS, CommandChoices, CommandJob
 from selectbench.suite.job import Job, Steps
 from selectbench.suite.metrics import (
     Objective,
@@ -498,7 +498,7 @@ def differences(job: AnyJob, choices: AnyChoices, baseline: AnyChoices) -> list[
     """
     if not isinstance(choices, Choices):
         option, other = choices.model_dump(), baseline.model_dump()
-        keys = [key for key in {**option, **other} if key not in NOTES]
+        keys = [key for key in {**option, **other} if key not in NOTE_KEYS]
         return [key for key in keys if option.get(key) != other.get(key)]
 
     def class_of(value: object) -> tuple[object, ...]:

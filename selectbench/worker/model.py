@@ -94,17 +94,17 @@ def pretrained_model(model: models.PretrainedModel, auto: Any, *, attention: str
             for name, *shapes in sorted(loading_info["mismatched_keys"]):
                 stored, expected = (" x ".join(map(str, shape)) for shape in shapes)
                 raise PretrainedModelError(
-                    f"{subject} holds {name} of {stored}, its config.json makes it {expected}: {models.AGAIN}"
+                    f"{subject} holds {name} of {stored}, its config.json makes it {expected}: {models.FOLDER_FIX}"
                 )
             if missing := sorted(loading_info["missing_keys"]):
                 names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-                raise PretrainedModelError(f"{subject} holds no weights for {names}: {models.AGAIN}")
+                raise PretrainedModelError(f"{subject} holds no weights for {names}: {models.FOLDER_FIX}")
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         message = first_line(str(error)).rstrip(".:")
         if isinstance(error, ValueError) and "does not support" in message:  # the model's class lacks the kernel
             raise NotImplementedError(f"{subject}: {message}") from error
-        message = one_line(message, models.MOST_OF_A_LIBRARY)
-        fix = models.AGAIN if Path(model.pretrained).is_dir() else models.HUB
+        message = one_line(message, models.LIBRARY_MESSAGE_LENGTH)
+        fix = models.FOLDER_FIX if Path(model.pretrained).is_dir() else models.HUB_FIX
         raise PretrainedModelError(f"{subject} cannot be loaded: {message} ({fix})") from error
     return _for_training(module, keeps_randomness=model.keeps_randomness)
 

@@ -29,7 +29,15 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from selectbench.choices.model import AGAIN, HUB, INDEX, Bpe, ConfigFile, PretrainedTokenizer, folder_problem
+from selectbench.choices.model import (
+    FOLDER_FIX,
+    HUB_FIX,
+    INDEX,
+    Bpe,
+    ConfigFile,
+    PretrainedTokenizer,
+    folder_problem,
+)
 from selectbench.data.prepare import prepare
 from selectbench.data.prepared import Prepared
 from selectbench.errors import UserError
@@ -198,7 +206,7 @@ def test_a_folder_without_a_model(tmp_path):
 def test_a_folder_without_weights(trials, home, folder, tmp_path):
     (folder / "model.safetensors").unlink()
     (line,) = suite_of(folder, tmp_path)
-    assert line == f"mine.yaml:2:23: job.model.pretrained: {folder} holds no weights (*.safetensors): {AGAIN}"
+    assert line == f"mine.yaml:2:23: job.model.pretrained: {folder} holds no weights (*.safetensors): {FOLDER_FIX}"
     detail = gave_up(on(trials, home), folder)
     assert "model.pretrained" in detail
     assert "model.safetensors" in detail
@@ -278,7 +286,7 @@ def test_a_damaged_file_of_weights(trials, home, folder, cut, tmp_path):
     (line,) = suite_of(folder, tmp_path)
     assert line.startswith(f"mine.yaml:2:23: job.model.pretrained: {path} is ")
     assert "cut short" in line
-    assert line.endswith(AGAIN)
+    assert line.endswith(FOLDER_FIX)
     detail = gave_up(on(trials, home), folder)
     assert str(folder) in detail
     assert "cannot be loaded" in detail
@@ -310,13 +318,13 @@ def test_a_hub_id_without_a_network(trials, home, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     detail = gave_up(on(trials, home), "selectbench/no-such-model")
     assert "model.pretrained: selectbench/no-such-model cannot be loaded" in detail
-    assert detail.endswith(f"({HUB})")
+    assert detail.endswith(f"({HUB_FIX})")
     assert ".:" not in detail
     assert "\n" not in detail
-    assert HUB in outcome_text(Failed(kind="crashed", detail=detail))
+    assert HUB_FIX in outcome_text(Failed(kind="crashed", detail=detail))
     at = write(tmp_path, changed((MODEL, "{pretrained: no/such}"), (BPE, "{bytes: true}")))
     (told,) = [line for line in preview(Request(str(at)), print).notes if "model.pretrained" in line]
-    assert told == f"model.pretrained: no/such is not in the hub's cache: {HUB}"
+    assert told == f"model.pretrained: no/such is not in the hub's cache: {HUB_FIX}"
     with pytest.raises(UserError, match=r"model.pretrained: no/such cannot be loaded.*hf download ID"):
         prepare_all(Request(str(at)), print)
 
