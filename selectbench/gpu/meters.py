@@ -19,7 +19,7 @@ from selectbench.gpu.devices import CLOCK_LIMITS, Gpu, Tenant, Use, first_differ
 from selectbench.gpu.sampler import Columns, Floats, GpuSamples, Sampler, write_samples
 from selectbench.record.environment import stored_rates
 from selectbench.record.record import GpuMeters, Meters, Series
-from selectbench.record.wire import Finished, Measure
+from selectbench.record.wire import MeteredWindows
 from selectbench.suite.metrics import GPU_STATE, GpuFigure
 from selectbench.suite.suite import MeterSettings
 
@@ -171,18 +171,17 @@ class Watching:
     launched: float = field(default_factory=time.perf_counter)
     ended: float = math.inf
 
-    def meters(self, done: Finished | Measure | None) -> Meters:
+    def meters(self, done: MeteredWindows | None) -> Meters:
         """The record's meters, once the trial has ended; `done`: windows and devices of a completed trial."""
         if self.problem is not None:
             return Meters(problem=self.problem)
-        devices = done.devices if done else []
-        if devices and (difference := first_difference(devices, [samples.gpu for samples in self.samples])):
+        done, gpus = done or MeteredWindows(), [samples.gpu for samples in self.samples]
+        if done.devices and (difference := first_difference(done.devices, gpus)):
             return Meters(problem=f"torch trained on other GPUs than those that were metered: {difference}")
-        windows, training = (done.timed_windows, done.training_window) if done else ([], None)
-        whole = self.launched, self.ended
+        whole, windows = (self.launched, self.ended), done.timed_windows
         return Meters(
             gpus=[
-                gpu_meters(samples, use, stored_rates(samples.gpu.uuid), whole, windows, training)
+                gpu_meters(samples, use, stored_rates(samples.gpu.uuid), whole, windows, done.training_window)
                 for samples, use in zip(self.samples, self.before, strict=True)
             ],
             settled=self.settled,

@@ -37,19 +37,28 @@ OBSERVED, WHOLE = "observed", "whole"
 """Folder of the observer's files; each other node's are in a folder below it, complete once that has `WHOLE`."""
 
 
-class CommandOrder(record.Recorded, frozen=True, kw_only=True, tag_field="kind", tag="command"):
-    """Everything that is needed to run a training command once."""
+class _TrialOrder(record.Recorded, frozen=True, kw_only=True):
+    """What every order has: the trial, how many ranks it has, and where this node's part of it is."""
 
     trial: record.Trial
     """The trial that is run."""
+    world_size: int
+    """How many ranks train; a command starts them itself."""
+    trial_folder: str
+    """Folder of the full series, of logs and of the observer's files."""
+    place: Place | None = None
+    """This node's share of a trial over several; None: one node runs all of it."""
+
+
+class CommandOrder(_TrialOrder, frozen=True, kw_only=True, tag_field="kind", tag="command"):
+    """Everything that is needed to run a training command once."""
+
     arguments: list[str]
     """The command's words."""
     directory: str
     """The command's working directory."""
     environment: dict[str, str]
     """Variables that are set over those of the bench."""
-    world_size: int
-    """Ranks that the command is to start."""
     max_steps: int
     """Optimizer steps after which the held-out loss is measured."""
     stop: Literal["at_max_steps", "natural_end"]
@@ -64,17 +73,11 @@ class CommandOrder(record.Recorded, frozen=True, kw_only=True, tag_field="kind",
     """How many held-out tokens are scored."""
     seq_len: int | None
     """Tokens of a sequence that is scored; None: as in the first training row."""
-    trial_folder: str
-    """Folder of logs and of the observer's files."""
-    place: Place | None = None
-    """The node whose part of the command this is; None: one node runs all of it."""
 
 
-class Order(record.Recorded, frozen=True, kw_only=True, tag_field="kind", tag="built"):
+class Order(_TrialOrder, frozen=True, kw_only=True, tag_field="kind", tag="built"):
     """Everything a worker needs to run one trial; it reads nothing else of the suite."""
 
-    trial: record.Trial
-    """The trial that is run."""
     job: Job
     """The job that it trains."""
     choices: Choices
@@ -83,12 +86,8 @@ class Order(record.Recorded, frozen=True, kw_only=True, tag_field="kind", tag="b
     """The device that ranks train on."""
     threads: int
     """Threads of torch's CPU operations, of each rank."""
-    world_size: int
-    """How many ranks train."""
     data_folder: str
     """The prepared data: token files and tokenizer."""
-    trial_folder: str
-    """Folder of the full series and the ranks' logs."""
     weights_folder: str
     """Folder of initial weights: drawn once per model and seed, mapped by every rank that needs them."""
     code: list[str] = msgspec.field(default_factory=list)
@@ -97,8 +96,6 @@ class Order(record.Recorded, frozen=True, kw_only=True, tag_field="kind", tag="b
     """Steps are added until so many seconds are timed."""
     model_folder: str | None = None
     """Folder for the trained model; None: it is not kept."""
-    place: Place | None = None
-    """This node's share of a trial over several; None: one node runs all of it."""
 
 
 class Started(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag="started"):
@@ -144,8 +141,19 @@ class Evaluating(record.Recorded, frozen=True, kw_only=True, tag_field="event", 
     """Held-out sequences that are scored, or texts that are generated."""
 
 
-class Finished(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag="finished"):
-    """Parts of a record that only the worker knows; times by `time.perf_counter`, one clock for all on Linux."""
+class MeteredWindows(record.Recorded, frozen=True, kw_only=True):
+    """What meters need of a completed trial; times by `time.perf_counter`, one clock for all on Linux."""
+
+    timed_windows: list[tuple[record.Number, record.Number]] = msgspec.field(default_factory=list)
+    """Begin and end of the timed windows on the first rank, those that follow each other closely as one."""
+    training_window: tuple[record.Number, record.Number] | None = None
+    """Begin and end of training up to the first evaluation, in which memory counts; None: own code did not say."""
+    devices: list[TorchDevice] = msgspec.field(default_factory=list)
+    """Each rank's device; empty on a CPU."""
+
+
+class Finished(MeteredWindows, frozen=True, kw_only=True, tag_field="event", tag="finished"):
+    """Parts of a record that only the worker knows."""
 
     measurement: record.Measurement
     identity: record.Identity
@@ -157,12 +165,6 @@ class Finished(record.Recorded, frozen=True, kw_only=True, tag_field="event", ta
     software: dict[str, str | None] | None = None
     """Versions that a script ran with, which are known only at its end; None: as in `started`."""
     resolved_config: dict[str, Any] | None = None
-    timed_windows: list[tuple[float, float]] = msgspec.field(default_factory=list)
-    """Begin and end of the timed windows on the first rank, those that follow each other closely as one."""
-    training_window: tuple[float, float] | None = None
-    """Begin and end of training up to the first evaluation, in which memory counts; None: own code did not say."""
-    devices: list[TorchDevice] = msgspec.field(default_factory=list)
-    """Each rank's device; empty on a CPU."""
 
 
 class GaveUp(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag="gave_up"):
@@ -323,12 +325,8 @@ class Ended(Message, frozen=True, kw_only=True, tag="ended"):
     """When they ended, by this node's `time.perf_counter`."""
 
 
-class Measure(Message, frozen=True, kw_only=True, tag="measure"):
-    """Send this node's meters of the trial; the fields are those of `Finished`, by this node's clock and ranks."""
-
-    timed_windows: list[tuple[record.Number, record.Number]]
-    training_window: tuple[record.Number, record.Number] | None
-    devices: list[TorchDevice]
+class Measure(Message, MeteredWindows, frozen=True, kw_only=True, tag="measure"):
+    """Send this node's meters of the trial; the windows are by this node's clock, the devices its ranks'."""
 
 
 class Measured(Message, frozen=True, kw_only=True, tag="measured"):
