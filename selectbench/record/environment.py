@@ -21,8 +21,7 @@ from selectbench.data.prepared import Prepared, cache_root, sealed, unsealed
 from selectbench.errors import UserError
 from selectbench.gpu.devices import Gpu, gpus, topology
 from selectbench.record.record import Recorded
-from selectbench.record.run_folder import read_json, write_whole, writing
-from selectbench.text import visible
+from selectbench.record.run_folder import read_json, reading, write_whole, writing
 
 PACKAGE = Path(selectbench.__file__).parent
 _OF_TRIALS = (
@@ -171,10 +170,8 @@ _WHOLE = _checked({
 def read_environment(path: Path) -> dict[str, Any]:
     """environment.json. Raises UserError where a value does not fit."""
     content = read_json(path)
-    try:
+    with reading(path):
         msgspec.convert(content, _WHOLE)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{path}: cannot be read: {visible(error, 300)}") from None
     return content
 
 

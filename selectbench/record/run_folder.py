@@ -91,30 +91,34 @@ MOST_LEVELS = 50
 """How deep mappings and lists may be nested."""
 
 
-def read_whole(path: Path) -> bytes:
-    """A file's content. Raises UserError; FileNotFoundError where there is none."""
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what the block inside finds wrong with the file into a UserError that names it and says why."""
     try:
-        if path.exists() and not path.is_file():  # reading a pipe may never end
-            raise UserError(f"{path}: cannot be read: it is no file")
-        return path.read_bytes()
-    except FileNotFoundError:
+        yield
+    except UserError:
         raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reasons = {FileNotFoundError: "there is no such file", RecursionError: "nested too deeply"}
+        reason = reasons.get(type(error)) or getattr(error, "strerror", None) or visible(error, 300)
+        raise UserError(f"{path}: cannot be read: {reason}") from None
+
+
+def read_whole(path: Path) -> bytes:
+    """A file's content. Raises UserError."""
+    with reading(path):
+        if path.exists() and not path.is_file():  # reading a pipe may never end
+            raise ValueError("it is no file")
+        return path.read_bytes()
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON mapping of plain values of sane size. Raises UserError."""
-    try:
+    with reading(path):
         content = msgspec.json.decode(read_whole(path))
         check_plain(content)
-    except UserError:
-        raise
-    except (FileNotFoundError, ValueError, RecursionError) as error:
-        reasons = {FileNotFoundError: "there is no such file", RecursionError: "nested too deeply"}
-        raise UserError(f"{path}: cannot be read: {reasons.get(type(error)) or visible(error)}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: cannot be read: a JSON mapping was expected")
+        if not isinstance(content, dict):
+            raise ValueError("a JSON mapping was expected")
     return content
 
 
@@ -328,14 +332,8 @@ def update_references(folder: Path, suite: Suite) -> None:
 def read_answers(folder: Path) -> dict[str, stored.ApiAnswers]:
     """The answers of each reference, by name; {}: none was asked. Raises UserError where they can't be read."""
     path = folder / REFERENCES
-    try:
-        return stored.ANSWERS.read(read_whole(path))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise (
-            error if isinstance(error, UserError) else UserError(f"{path}: cannot be read: {visible(error)}")
-        ) from None
+    with reading(path):
+        return stored.ANSWERS.read(read_whole(path)) if path.exists() else {}
 
 
 @contextlib.contextmanager
@@ -536,10 +534,8 @@ def read_lines(path: Path) -> tuple[list[stored.Record], list[str], int]:
     records: list[stored.Record] = []
     notes: list[str] = []
     unchecked = 0
-    try:
-        content = read_whole(path)
-    except FileNotFoundError:
-        return [], [], 0
+    with reading(path):
+        content = read_whole(path) if path.exists() else b""
     # Without a copy: the parts of a line that stay JSON are views of the whole.
     view, start, number = memoryview(content), 0, 0
     while start < len(content):

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from selectbench import units
+from selectbench.analysis.result import NamedVerdict
 from selectbench.suite.metrics import METRICS
 from selectbench.text import one_line
 
 UNCLEAN_MARK = "†"
+"""Marks a figure whose trials were all throttled or shared."""
 BRIEF_MARK = "‡"
 """Marks a figure that comes from short trials alone."""
 RowKind = Literal["first", "ranked", "barred", "failed", "reference", "better", "worse", "undecided", ""]
@@ -37,10 +39,8 @@ class Figure:
     value: float | None
     standard_deviation: float | None = None
     """From seed to seed; None: not known or not shown."""
-    is_unclean: bool = False
-    """Whether every trial behind it was throttled or shared."""
-    is_brief: bool = False
-    """Whether it comes from short trials alone."""
+    mark: str = ""
+    """What follows it where its trials were not as others."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Ratio:
     """The metric that it compares: of some metrics the difference is shown instead; '': of none."""
     base: float | None = None
     """The value of the metric that it is a ratio to."""
-    is_brief: bool = False
-    """Whether it comes from short trials alone."""
+    mark: str = ""
+    """What follows it, as in `Figure`."""
 
     def texts(self, *, is_short: bool = False) -> tuple[str, str]:
         """The ratio or the difference, and its interval: empty where there is none, or no room (`is_short`)."""
@@ -64,7 +64,7 @@ class Ratio:
             point, interval = METRICS[self.metric].against(self.value, *ends, self.base)
         else:
             point, interval = units.ratio_and_range(self.value, *ends)
-        return point + f" {BRIEF_MARK}" * self.is_brief, interval
+        return _marked(point, self.mark), interval
 
 
 @dataclass(frozen=True)
@@ -160,21 +160,10 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Card:
-    """The answer to one question."""
-
-    title: str
-    headline: str
-    sentence: str
-    confidence: str
-    is_sure: bool
-
-
-@dataclass(frozen=True)
 class Cards:
-    """Answers side by side."""
+    """Answers side by side, each to one question."""
 
-    cards: Sequence[Card]
+    cards: Sequence[NamedVerdict]
 
 
 @dataclass(frozen=True)
@@ -315,13 +304,16 @@ def value_text(value: Value) -> str:
         case str():
             return one_line(value)
         case Figure():
-            mark = f" {UNCLEAN_MARK}" * value.is_unclean + f" {BRIEF_MARK}" * value.is_brief
-            return METRICS[value.metric].show(value.value) + mark
+            return _marked(METRICS[value.metric].show(value.value), value.mark)
         case Ratio():
             point, ends = value.texts()
             return f"{point} ({ends})" if ends else point
         case Amount():
             return value.show(value.value)
+
+
+def _marked(text: str, mark: str) -> str:
+    return f"{text} {mark}" if mark else text
 
 
 def spread(figure: Figure) -> str:

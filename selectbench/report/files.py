@@ -108,17 +108,15 @@ def _statistics(seconds: Sequence[float]) -> dict[str, Any]:
     ordered = sorted(seconds)
     low, middle, high = (float(q) for q in np.percentile(ordered, (25, 50, 75), method="hazen"))
     mean, deviation = statistics.mean(seconds), statistics.stdev(seconds) if len(seconds) > 1 else 0.0
-    within = (low - 1.5 * (high - low), high + 1.5 * (high - low))
-    inside = [value for value in ordered if within[0] <= value <= within[1]]
+    inside = [value for value in ordered if low - 1.5 * (high - low) <= value <= high + 1.5 * (high - low)]
     far_from_mean = sum(abs(value - mean) > deviation for value in seconds)
     outside = len(seconds) - len(inside)
     return {
         "min": min(seconds), "max": max(seconds), "mean": mean, "stddev": deviation, "rounds": len(seconds),
         "median": middle,
         "iqr": high - low, "q1": low, "q3": high, "iqr_outliers": outside, "stddev_outliers": far_from_mean,
-        "outliers": f"{far_from_mean};{outside}", "ld15iqr": min(v for v in ordered if v >= within[0]),
-        "hd15iqr": max(v for v in ordered if v <= within[1]), "ops": len(seconds) / sum(seconds),
-        "total": sum(seconds), "data": list(seconds), "iterations": 1,
+        "outliers": f"{far_from_mean};{outside}", "ld15iqr": inside[0], "hd15iqr": inside[-1],
+        "ops": len(seconds) / sum(seconds), "total": sum(seconds), "data": list(seconds), "iterations": 1,
     }  # fmt: skip
 
 
@@ -259,18 +257,15 @@ def _markdown_blocks(blocks: Sequence[doc.Block]) -> Iterator[str]:
                 lines = clean(block.text).strip("\n").split("\n")
                 yield "\n".join(f"    {line}".rstrip() for line in lines)  # indented: nothing inside can end it
             case doc.Cards():
-                rows = [[escape(text) for text in (c.title, c.sentence, c.confidence)] for c in block.cards]
-                yield _markdown_rows(["asked for", "take", "how sure"], ["---"] * 3, rows)
+                rows = [[card.title, card.sentence, card.confidence] for card in block.cards]
+                yield markdown_table(doc.table("", ("asked for", "take", "how sure"), (), rows))
 
 
 def markdown_table(block: doc.Table) -> str:
     """A table as Markdown."""
     rules = ["---:" if column.align == "right" else "---" for column in block.columns]
     heads = [escape(column.heading).replace(r"\#", "#") for column in block.columns]  # no heading within a cell
-    return _markdown_rows(heads, rules, [[_markdown_cell(cell) for cell in row] for row in block.rows])
-
-
-def _markdown_rows(heads: Sequence[str], rules: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rows = [[_markdown_cell(cell) for cell in row] for row in block.rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rules, *rows))
 
 

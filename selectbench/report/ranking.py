@@ -199,7 +199,7 @@ def _ratio_column(ranking: Ranking, heading: str, name: str) -> _TableColumn:
         if row.screening and row.screening.screened_out:
             ratios = (ratio_to_baseline(bound) for bound in row.screening.bounds if bound.metric == name)
             if (brief := next((r for r in ratios if r is not None), None)) is not None:
-                return doc.Ratio(brief, is_brief=True)
+                return doc.Ratio(brief, mark=doc.BRIEF_MARK)
         metric = row.metrics[name]
         return doc.Ratio(metric.ratio_to_baseline, metric.ratio_low, metric.ratio_high, name, base)
 
@@ -267,9 +267,10 @@ def figure(row: Row, name: str, *, with_spread: bool = True) -> doc.Figure:
     if row.screening and row.screening.screened_out:
         values = [trial.figures.get(name) for trial in row.screening.trials]
         value = mean([value for value in values if value is not None])
-        return doc.Figure(name, value, is_brief=value is not None)
+        return doc.Figure(name, value, mark="" if value is None else doc.BRIEF_MARK)
     metric = row.metrics[name]
-    return doc.Figure(name, metric.value, metric.standard_deviation if with_spread else None, metric.unclean)
+    mark, deviation = doc.UNCLEAN_MARK if metric.unclean else "", metric.standard_deviation
+    return doc.Figure(name, metric.value, deviation if with_spread else None, mark)
 
 
 def to_loss_value(row: Row, name: str) -> doc.Value:

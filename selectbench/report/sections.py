@@ -162,7 +162,6 @@ def _verdict_section(ranking: Ranking) -> Iterator[doc.Section]:
     """The named verdicts with their options' settings; nothing where the run has no figures for any."""
     if not ranking.verdicts:
         return
-    cards = [doc.Card(v.title, v.headline, v.sentence, v.confidence, v.sure) for v in ranking.verdicts]
     by_option: dict[str, NamedVerdict] = {}
     for verdict in ranking.verdicts:
         if verdict.option is not None:
@@ -173,7 +172,7 @@ def _verdict_section(ranking: Ranking) -> Iterator[doc.Section]:
             doc.Literally(str(v.command)), " trains it:"))
         for v in by_option.values()
     ]  # fmt: skip
-    yield doc.Section("verdicts", "Which to take", [doc.Cards(cards), *settings])
+    yield doc.Section("verdicts", "Which to take", [doc.Cards(ranking.verdicts), *settings])
 
 
 def _chart_section(ranking: Ranking, records: Sequence[Record], completed: ByOption) -> Iterator[doc.Section]:

@@ -15,6 +15,7 @@ from rich.console import Console
 from selectbench.analysis.ranking import rank
 from selectbench.launch.publish import COMMAND, read_run
 from selectbench.report.document import (
+    UNCLEAN_MARK,
     Amount,
     Block,
     Cell,
@@ -41,7 +42,7 @@ from selectbench.units import size
 EVIL = "<b>*x*</b> `y` [z](javascript:1) | #"
 PAIRS: list[tuple[Cell, str]] = [
     (Figure("tokens_per_second", 11_420.3, 12.0), "11,420 ±12"), (Figure("mfu", None), "-"),
-    (Figure("peak_memory_bytes", 2**30, is_unclean=True), "1.00 GiB †"),
+    (Figure("peak_memory_bytes", 2**30, mark=UNCLEAN_MARK), "1.00 GiB †"),
     (Ratio(1.25, 1.2, 1.31), "1.25x (1.20x to 1.31x)"), (Ratio(None), "-"),
     (Amount(2048, size), "2.00 KiB"), (joined((1024, 2048), size), "1.00 KiB to 2.00 KiB"),
     (joined((), size), "-"), (joined((1024, None), size, " / "), "1.00 KiB / -"),
