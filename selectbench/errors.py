@@ -102,15 +102,10 @@ def nearest(wrong: object, candidates: Sequence[str]) -> list[str]:
     if matches := synonyms(wrong, candidates):
         return matches
     plain, words = plain_word(wrong), {plain_word(candidate): candidate for candidate in reversed(candidates)}
-    close = get_close_matches(plain, words, n=3)
-    close = [word for word in close if sorted(word) == sorted(plain) or _similarity(word, plain) >= ALIKE]
-    ratios = [_similarity(word, plain) for word in close]
-    likely = [words[word] for word, ratio in zip(close, ratios, strict=True) if ratio == ratios[0]]
+    ratios = {word: SequenceMatcher(None, word, plain).ratio() for word in get_close_matches(plain, words, n=3)}
+    alike = {word: r for word, r in ratios.items() if r >= ALIKE or sorted(word) == sorted(plain)}
+    likely = [words[word] for word, ratio in alike.items() if ratio == max(alike.values())]
     return sorted(likely, key=candidates.index) if len(likely) < 3 else []
-
-
-def _similarity(word: str, other: str) -> float:
-    return SequenceMatcher(None, word, other).ratio()
 
 
 def did_you_mean(wrong: object, candidates: Sequence[str]) -> str:

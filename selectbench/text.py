@@ -6,7 +6,6 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from io import StringIO
 from typing import Any
 
@@ -92,43 +91,39 @@ _INDICATORS = (":", "?", "-")
 
 
 def suite_yaml(content: Mapping[str, Any]) -> str:
-    """A whole suite, each value on its own line; each key's text is cached, as options share most settings."""
-    return "".join(_dumped(json.dumps({key: value})) for key, value in content.items())
+    """A whole suite, each value on its own line."""
+    return _dumped(_quoted(content), is_flowing=False)
 
 
 def choices_yaml(choices: Mapping[str, Any]) -> str:
     """An option's settings below the key `choices`; small ones on one line each."""
-    known = {key: value for key, value in choices.items() if value is not None}
-    if not known:
-        return "choices: {}\n"
-    return "choices:\n" + "".join(_dumped(json.dumps({key: value}), "choices") for key, value in known.items())
+    from ruamel.yaml.comments import CommentedMap  # here, as below
+
+    known = CommentedMap(_quoted({key: value for key, value in choices.items() if value is not None}))
+    known.fa.set_block_style()
+    return _dumped({"choices": known}, is_flowing=None)
 
 
-@lru_cache(maxsize=2048)
-def _dumped(entry: str, above: str = "") -> str:
-    """A mapping of one key as YAML; `above`: the key to put it below, with small values on one line each."""
+def _dumped(content: Mapping[str, Any], *, is_flowing: bool | None) -> str:
+    """`is_flowing` None: mappings and lists of plain values are on one line each."""
     from ruamel.yaml import YAML  # here: workers in other environments import this file, and need no YAML
-    from ruamel.yaml.comments import CommentedMap
 
-    stream, yaml, content = StringIO(), YAML(), CommentedMap(_quoted(json.loads(entry)))
-    yaml.default_flow_style, yaml.width = None if above else False, _WIDTH
-    content.fa.set_block_style()
-    yaml.dump({above: content} if above else content, stream)
-    return stream.getvalue().partition("\n")[2] if above else stream.getvalue()
+    stream, yaml = StringIO(), YAML()
+    yaml.default_flow_style, yaml.width = is_flowing, _WIDTH
+    yaml.dump(content, stream)
+    return stream.getvalue()
 
 
 def _quoted(value: Any) -> Any:
-    """The value with quoted texts where ruamel leaves quotes out and would then read a key or a list's item."""
+    """A copy with quoted texts where ruamel leaves quotes out and would then read a key or a list's item."""
     from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-    if isinstance(value, dict):
-        for key, part in value.items():
-            value[key] = _quoted(part)
-    elif isinstance(value, list):
+    if isinstance(value, Mapping):
+        return {key: _quoted(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
         return [_quoted(part) for part in value]
-    elif isinstance(value, str) and value.startswith(_INDICATORS):
-        return DoubleQuotedScalarString(value)
-    return value
+    is_indicator = isinstance(value, str) and value.startswith(_INDICATORS)
+    return DoubleQuotedScalarString(value) if is_indicator else value
 
 
 def json_text(content: object) -> str:

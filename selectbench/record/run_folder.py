@@ -320,13 +320,11 @@ def suite_text(suite: Suite) -> str:
 
 def update_references(folder: Path, suite: Suite) -> None:
     """Replace the references in the run's suite.yaml by this suite's. Raises UserError."""
-    suite_before, wanted = plain_suite(folder), suite.resolved.get("references")
-    if suite_before.get("references") != wanted:
+    content, wanted = plain_suite(folder), suite.resolved.get("references")
+    if content.get("references") != wanted:
+        content = without_references(content) | ({"references": wanted} if wanted else {})
         with writing(folder):
-            write_whole(
-                folder / SUITE,
-                _HEAD + suite_yaml(without_references(suite_before) | ({"references": wanted} if wanted else {})),
-            )
+            write_whole(folder / SUITE, _HEAD + suite_yaml(content))
 
 
 def read_answers(folder: Path) -> dict[str, stored.ApiAnswers]:

@@ -207,10 +207,8 @@ def _html_rows(table: doc.Table) -> list[list[dict[str, Any]]]:
 def _html_cell(cell: doc.Cell, column: doc.Column, names_row: bool) -> dict[str, Any]:
     """A cell by the template's names. A ratio's interval is below it: on one line both make the widest column."""
     value, remark = (cell.value, cell.remark) if isinstance(cell, doc.Stack) else (cell, "")
-    text, below = (
-        one_line(doc.value_text(value), _NAME_MOST if names_row else _CELL_MOST),
-        one_line(remark, _CELL_MOST),
-    )
+    text = one_line(doc.value_text(value), _NAME_MOST if names_row else _CELL_MOST)
+    below = one_line(remark, _CELL_MOST)
     if isinstance(value, doc.Ratio) and column.has_bars:
         text, below = value.texts()
     if isinstance(value, doc.Figure):

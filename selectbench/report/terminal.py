@@ -80,8 +80,9 @@ def print_document(console: Console, document: doc.Document) -> None:
     for block in (*document.opening, *(block for section in document.sections for block in section.blocks)):
         if isinstance(block, doc.Table):
             style = "dim"  # what comes after a table is about it
-            console.print(_rich_table(block, console.width))
-            _print(console, filter(None, [_row_labels(block, console.width)[1]]), style)
+            table, left_out = _rich_table(block, console.width)
+            console.print(table)
+            _print(console, filter(None, [left_out]), style)
         elif isinstance(block, doc.Listing):
             opening = "warning: " if block.is_warning else ""
             _print(console, [opening + _plain_text(item) for item in block.items], "yellow" if opening else style)
@@ -96,10 +97,16 @@ def _plain_text(text: doc.Text) -> str:
     return one_line("".join(parts))
 
 
-def _rich_table(table: doc.Table, width: int) -> RichTable:
-    """A table for a terminal of `width` columns. Cells wrap, except figures of a table that may drop columns."""
+def _rich_table(table: doc.Table, width: int) -> tuple[RichTable, str]:
+    """A table for a terminal of `width` columns, and a note on what its rows' names leave out, '' for nothing.
+
+    Cells wrap, except figures of a table that may drop columns.
+    """
+    naming = [place for place, column in enumerate(table.columns) if column.names_row]
+    names = [doc.value_text(_bare_value(row[place])) for place in naming for row in table.rows]
+    short, left_out = doc.labels(names, _name_room(width >= _WIDE_FROM), _NAME_MOST)
     drops = any(column.droppable for column in table.columns)
-    short, is_brief = _row_labels(table, width)[0], drops and width < _WIDE_FROM
+    is_brief = drops and width < _WIDE_FROM
     cells = [[_cell_text(cell, column, is_brief, short) for cell, column in zip(row, table.columns, strict=True)]
              for row in table.rows]  # fmt: skip
     rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -112,13 +119,7 @@ def _rich_table(table: doc.Table, width: int) -> RichTable:
         )  # fmt: skip
     for row, kind in zip_longest(cells, table.kinds):
         rich.add_row(*(Text(row[place]) for place in places), style=_ROW_STYLES.get(kind, ""))
-    return rich
-
-
-def _row_labels(table: doc.Table, width: int) -> tuple[dict[str, str], str]:
-    place = next((number for number, column in enumerate(table.columns) if column.names_row), None)
-    names = [] if place is None else [doc.value_text(_bare_value(row[place])) for row in table.rows]
-    return doc.labels(names, _name_room(width >= _WIDE_FROM), _NAME_MOST)
+    return rich, left_out
 
 
 def _name_room(wide: bool) -> int:
