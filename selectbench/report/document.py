@@ -129,10 +129,11 @@ def table(
     rows: Iterable[Sequence[Cell]],
     *,
     is_titled: bool = False,
+    kinds: Sequence[RowKind] = (),
 ) -> Table:
     """A table with plain columns. `left`, `right`: the headings of the columns that are aligned so."""
     columns = [*(Column(heading) for heading in left), *(Column(heading, "right") for heading in right)]
-    return Table(columns, list(rows), caption, is_titled)
+    return Table(columns, list(rows), caption, is_titled, kinds=kinds)
 
 
 @dataclass(frozen=True)

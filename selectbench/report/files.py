@@ -30,7 +30,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@")
 
 
 def render_csv(ranking: Ranking, *, guards: bool = True) -> str:
-    """Rows in the ranking's order; numbers read back the same.
+    """Rows in the ranking's order; numbers read back the same, unknown ones are empty.
 
     `guards`: words like a formula get an apostrophe in front.
     """
@@ -47,15 +47,11 @@ def render_csv(ranking: Ranking, *, guards: bool = True) -> str:
         constraints = [f"{c.constraint}: {c.verdict}" for c in row.constraints]
         failures = [f"{f.kind} with seed {f.seed}" for f in row.failures]
         writer.writerow([
-            _number_text(row.rank), text_of([row.option]), text_of(row.differs_in), row.status, row.eligible, row.n,
-            row.planned, *map(_number_text, chain.from_iterable(figures)), "" if row.pareto is None else row.pareto,
+            row.rank, text_of([row.option]), text_of(row.differs_in), row.status, row.eligible, row.n, row.planned,
+            *chain.from_iterable(figures), row.pareto,
             *map(text_of, (row.tied_with, row.dominated_by, constraints, failures)),
         ])  # fmt: skip
     return stream.getvalue()
-
-
-def _number_text(value: float | None) -> str:
-    return "" if value is None else repr(value)
 
 
 def _guarded_words(parts: Sequence[str]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
-from itertools import zip_longest
+from dataclasses import asdict
+from itertools import accumulate, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -143,14 +143,10 @@ def _columns_that_fit(columns: Sequence[doc.Column], cells: Sequence[Sequence[st
     widths = [_column_width(column, [row[place] for row in cells], wide) for place, column in enumerate(columns)]
     widths[0] = max(widths[0], _RANK_WIDTH)
     room = width - sum(used for used, column in zip(widths, columns, strict=True) if not column.droppable)
-    places, has_room = [], True
-    for place, column in enumerate(columns):
-        if column.droppable:
-            room -= widths[place]
-            has_room = has_room and room >= 0
-        if has_room or not column.droppable:
-            places.append(place)
-    return places
+    droppable = [place for place, column in enumerate(columns) if column.droppable]
+    used = accumulate(widths[place] for place in droppable)
+    dropped = [place for place, total in zip(droppable, used, strict=True) if total > room]
+    return [place for place in range(len(columns)) if place not in dropped]
 
 
 def _column_width(column: doc.Column, cells: Sequence[str], wide: bool) -> int:
@@ -364,10 +360,6 @@ def data_as_json(prepared_data: Sequence[tuple[Prepared, list[str], Samples]]) -
 
 def print_data(console: Console, prepared_data: Sequence[tuple[Prepared, list[str], Samples]]) -> None:
     """Prints each distinct preparation; most suites have one."""
-
-    def print_sample(heading: str, text: str) -> None:
-        console.print(Text(heading, style="bold") + Text(one_line(text, 300), style="dim"))
-
     for prepared, options, samples in prepared_data:
         if len(prepared_data) > 1:
             _print(console, [f"{one_line(', '.join(options), 200)}:"], "bold")
@@ -376,7 +368,7 @@ def print_data(console: Console, prepared_data: Sequence[tuple[Prepared, list[st
         _print(console, [*cleaning_lines(prepared.facts()), *_token_lines(prepared), *target_lines])
         for name, texts in (("training", samples.training_samples), ("held out", samples.heldout_samples)):
             for sample in texts:
-                print_sample(f"{name}: ", sample)
+                console.print(Text(f"{name}: ", style="bold") + Text(one_line(sample, 300), style="dim"))
         digests = [f"sha256 of {name}: {digest}" for name, digest in samples.sha256.items()]
         for line in (*digests, f"in {prepared.folder}"):
             console.print(Text(line, style="dim"), soft_wrap=True)
@@ -528,5 +520,5 @@ def _check_table(gate: Gate) -> doc.Table:
     checks = sorted(gate.checks, key=lambda check: [*_VERDICT_KINDS].index(check.verdict))
     short = doc.labels(list({check.option: None for check in checks}), 60)[0]
     rows = ([short[one_line(c.option)], one_line(c.limit), c.verdict, one_line(c.detail, 200)] for c in checks)
-    table = doc.table("Every check", ("option", "limit", "verdict", "found"), (), rows)
-    return replace(table, kinds=[_VERDICT_KINDS[check.verdict] for check in checks])
+    kinds = [_VERDICT_KINDS[check.verdict] for check in checks]
+    return doc.table("Every check", ("option", "limit", "verdict", "found"), (), rows, kinds=kinds)

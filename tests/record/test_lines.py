@@ -270,8 +270,8 @@ def test_what_a_node_measured_on_gpus_comes_back_as_it_was():
 
 
 @pytest.mark.parametrize("kind", [Event, AnyMessage, Order, CommandOrder, Record])
-def test_all_that_is_said_between_processes_is_of_types_that_are_compared_when_written(kind):
-    """A plain dataclass would be refused where it is first filled, perhaps only on a GPU."""
+def test_all_that_is_said_between_processes_is_made_of_structs(kind):
+    """A part of a message is a Struct as all others: a plain dataclass has no documented, checked keys."""
     left, seen = [msgspec.inspect.type_info(kind)], set()
     while left:
         one = left.pop()
