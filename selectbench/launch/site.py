@@ -46,6 +46,7 @@ from selectbench.record.run_folder import (
     planned_trials,
     read_json,
     read_records,
+    read_whole,
     suite_text,
     write_whole,
     writing,
@@ -504,7 +505,7 @@ class SlurmRun:
         The rounds are read once more afterwards, so that of two processes that do this at once none leaves out what
         the other has seen.
         """
-        while (content := self._all_records()) != _content(self.folder / RECORDS_FILE):
+        while (content := self._all_records()) != read_whole(self.folder / RECORDS_FILE, missing=b""):
             with writing(self.folder):
                 write_whole(self.folder / RECORDS_FILE, content.decode(errors="surrogateescape"))
 
@@ -512,10 +513,10 @@ class SlurmRun:
         """Those of a round whose folder is gone, as of a run that was kept, stay as they are."""
         of_rounds = [
             line for number in self.planned
-            for line in _content(self.round_folder(number) / RECORDS_FILE).splitlines()
+            for line in read_whole(self.round_folder(number) / RECORDS_FILE, missing=b"").splitlines()
         ]  # fmt: skip
-        known = set(of_rounds)
-        others = [line for line in _content(self.folder / RECORDS_FILE).splitlines() if line not in known]
+        known, of_run = set(of_rounds), read_whole(self.folder / RECORDS_FILE, missing=b"").splitlines()
+        others = [line for line in of_run if line not in known]
         return b"".join(line + b"\n" for line in [*others, *of_rounds])
 
     def queue_again(self, *, did_something: bool) -> str | None:
@@ -527,15 +528,6 @@ class SlurmRun:
             return "it is not queued again: no trial was over before it was cut off; give it more `time`"
         slurm("scontrol", "requeue", job)
         return "the job is queued again, and goes on where it was cut off"
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def this_node() -> str | None:

@@ -104,9 +104,11 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read: {reason}") from None
 
 
-def read_whole(path: Path) -> bytes:
-    """A file's content. Raises UserError."""
+def read_whole(path: Path, *, missing: bytes | None = None) -> bytes:
+    """A file's content, or `missing` for one that is not there (None: that is an error). Raises UserError."""
     with reading(path):
+        if missing is not None and not path.exists():
+            return missing
         if path.exists() and not path.is_file():  # reading a pipe may never end
             raise ValueError("it is no file")
         return path.read_bytes()
@@ -331,7 +333,7 @@ def read_answers(folder: Path) -> dict[str, stored.ApiAnswers]:
     """The answers of each reference, by name; {}: none was asked. Raises UserError where they can't be read."""
     path = folder / REFERENCES
     with reading(path):
-        return stored.ANSWERS.read(read_whole(path)) if path.exists() else {}
+        return stored.ANSWERS.read(read_whole(path, missing=b"{}"))
 
 
 @contextlib.contextmanager
@@ -532,8 +534,7 @@ def read_lines(path: Path) -> tuple[list[stored.Record], list[str], int]:
     records: list[stored.Record] = []
     notes: list[str] = []
     unchecked = 0
-    with reading(path):
-        content = read_whole(path) if path.exists() else b""
+    content = read_whole(path, missing=b"")
     # Without a copy: the parts of a line that stay JSON are views of the whole.
     view, start, number = memoryview(content), 0, 0
     while start < len(content):
