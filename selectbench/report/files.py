@@ -147,11 +147,8 @@ def render_html(document: doc.Document, *, is_fragment: bool = False) -> str:
     }  # fmt: skip
     template = environment.from_string(package.joinpath("page.html.j2").read_text(encoding="utf-8"))
     style, script = (package.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    warnings = {s.name: s for s in document.sections for block in s.blocks if getattr(block, "is_warning", False)}
-    page = template.render(
-        style=_scoped(style) if is_fragment else style, script=script, document=document, is_fragment=is_fragment,
-        warnings=warnings.values(), sections=[s for s in document.sections if s.name not in warnings],
-    )  # fmt: skip
+    style = _scoped(style) if is_fragment else style
+    page = template.render(style=style, script=script, document=document, is_fragment=is_fragment)
     return page.rstrip("\n") + "\n"
 
 

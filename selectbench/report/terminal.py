@@ -106,8 +106,8 @@ def _rich_table(table: doc.Table, width: int) -> tuple[RichTable, str]:
     names = [doc.value_text(_bare_value(row[place])) for place in naming for row in table.rows]
     short, left_out = doc.labels(names, _name_room(width >= _WIDE_FROM), _NAME_MOST)
     drops = any(column.droppable for column in table.columns)
-    is_brief = drops and width < _WIDE_FROM
-    cells = [[_cell_text(cell, column, is_brief, short) for cell, column in zip(row, table.columns, strict=True)]
+    is_short = drops and width < _WIDE_FROM
+    cells = [[_cell_text(cell, column, is_short, short) for cell, column in zip(row, table.columns, strict=True)]
              for row in table.rows]  # fmt: skip
     rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     places = _columns_that_fit(table.columns, cells, width) if drops else range(len(table.columns))
@@ -130,9 +130,9 @@ def _bare_value(cell: doc.Cell) -> doc.Value:
     return cell.value if isinstance(cell, doc.Stack) else cell
 
 
-def _cell_text(cell: doc.Cell, column: doc.Column, is_brief: bool, short: Mapping[str, str]) -> str:
+def _cell_text(cell: doc.Cell, column: doc.Column, is_short: bool, short: Mapping[str, str]) -> str:
     value = _bare_value(cell)
-    if isinstance(value, doc.Ratio) and is_brief:
+    if isinstance(value, doc.Ratio) and is_short:
         return value.texts(is_short=True)[0]
     return short[doc.value_text(value)] if column.names_row else doc.value_text(value)
 
