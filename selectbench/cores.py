@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,16 +43,49 @@ def machine_mark() -> str:
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
 
 
+ThreadTimes = dict[str, tuple[int, int]]
+"""Nanoseconds that threads, by their ids, ran on a core, and waited for one."""
+
+
+def thread_times(pid: int | str, proc: Path = Path("/proc")) -> ThreadTimes:
+    """The times of a process's threads, by schedstat (the kernel's scheduler docs); empty: it reports none."""
+    times = {}
+    for path in proc.glob(f"{pid}/task/*/schedstat"):
+        with suppress(OSError, ValueError):  # the thread has ended meanwhile
+            worked, waited, *_ = path.read_text().split()
+            times[path.parent.name] = (int(worked), int(waited))
+    return times
+
+
+def seconds_between(before: ThreadTimes, after: ThreadTimes) -> list[float]:
+    """Seconds that threads worked and waited between two readings, summed; some may have begun in between."""
+    spans = [(now, before.get(task, (0, 0))) for task, now in after.items()]
+    return [sum(now[place] - was[place] for now, was in spans) / 1e9 for place in (0, 1)]
+
+
+def busy_seconds(cores: Collection[int], proc: Path = Path("/proc")) -> float:
+    """Seconds of work of these cores, for any process; NaN: the kernel does not report it.
+
+    All but idle and iowait of proc_stat(5), time that a hypervisor took among it.
+    """
+    names = {f"cpu{number}" for number in cores}
+    try:
+        lines = [line.split() for line in (proc / "stat").read_text().splitlines()]
+    except OSError:
+        return math.nan
+    ticks = [int(v) for line in lines if line[0] in names for v in (*line[1:4], *line[6:9])]
+    return sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else math.nan
+
+
 class Cores:
     """How long threads of a process and its descendants worked and waited for a core, and what its cores did.
 
-    Between the first and the last look. Sources: schedstat (the kernel's scheduler docs), proc_stat(5).
+    Between the first and the last look.
     """
 
     def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
-        self._readings: list[tuple[dict[str, tuple[int, int]], float | None]] = []
+        self._pid, self._cores = pid, os.sched_getaffinity(0)
+        self._readings: list[tuple[ThreadTimes, float]] = []
         """The first and the last."""
         self._due = 0.0
 
@@ -58,34 +93,22 @@ class Cores:
         """A reading, where the last one was more than a second ago."""
         if time.monotonic() < self._due:
             return
-        self._due = time.monotonic() + 1.0
-        self._readings = [*self._readings[:1], self._reading()]
+        self._due, times = time.monotonic() + 1.0, ThreadTimes()
+        for pid in [self._pid, *descendants(self._pid)]:
+            times |= thread_times(pid)
+        self._readings = [*self._readings[:1], (times, busy_seconds(self._cores))]
 
     def found(self) -> dict[str, Any]:
         """As a measurement's keys; {}: nothing was read twice."""
         if len(self._readings) < 2:
             return {}
-        (before, cores_before), (after, cores_after) = self._readings
-        spans = [(now, before.get(task, (0, 0))) for task, now in after.items()]
-        worked, waited = (sum(now[place] - was[place] for now, was in spans) / 1e9 for place in (0, 1))
+        (before, busy_before), (after, busy_after) = self._readings
+        worked, waited = seconds_between(before, after) if after else (None, None)
+        busy = busy_after - busy_before
         return {
-            "cpu_seconds": worked if after else None, "run_queue_wait_seconds": waited if after else None,
-            "cores_seconds": None if cores_before is None or cores_after is None else cores_after - cores_before,
+            "cpu_seconds": worked, "run_queue_wait_seconds": waited,
+            "cores_seconds": None if math.isnan(busy) else busy,
         }  # fmt: skip
-
-    def _reading(self) -> tuple[dict[str, tuple[int, int]], float | None]:
-        tasks = {}
-        for pid in [self._pid, *descendants(self._pid)]:
-            for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-                with suppress(OSError, ValueError, IndexError):  # it has ended meanwhile
-                    worked, waited, *_ = path.read_text().split()
-                    tasks[path.parent.name] = (int(worked), int(waited))
-        try:
-            lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
-        except OSError:
-            return tasks, None
-        ticks = [int(v) for line in lines if line[0] in self._names for v in (*line[1:4], *line[6:9])]
-        return tasks, sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else None
 
 
 # Death signals of processes, whether they may fork, and where their output goes.

@@ -5,7 +5,6 @@ Cores count as what this process may use: its affinity, cut by the cgroup's quot
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import os
@@ -201,15 +200,11 @@ def cuda_version_in(torch: Path) -> str | None:
     It is the value of `cuda` in `version.py` beside it, which is read without running it.
     """
     try:
-        statements = ast.parse(torch.with_name("version.py").read_text(encoding="utf-8")).body
-    except (OSError, SyntaxError):
+        text = torch.with_name("version.py").read_text(encoding="utf-8")
+    except OSError:
         return None
-    for statement in statements:
-        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-        value = getattr(statement, "value", None)
-        if any(isinstance(t, ast.Name) and t.id == "cuda" for t in targets) and isinstance(value, ast.Constant):
-            return value.value if isinstance(value.value, str) else None
-    return None
+    match = re.search(r"""^cuda\b[^=]*=\s*["']([\d.]+)["']""", text, re.MULTILINE)
+    return match and match[1]
 
 
 def wrong_device_reason(device: str | None = None) -> str | None:
@@ -253,8 +248,7 @@ def unusable_gpu_reason(gpu: Gpu, torch: str, cuda: str | None) -> str | None:
 
 def usable_cores() -> float:
     """Cores that this process may use at once: its affinity, cut by the cgroup's CPU quota."""
-    affinity = float(cores_by_affinity())
-    quota = cgroup_cpu_quota()
+    affinity, quota = float(len(schedulable_cores())), cgroup_cpu_quota()
     return affinity if quota is None else min(affinity, quota)
 
 
@@ -285,11 +279,6 @@ def schedulable_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def cores_by_affinity() -> int:
-    """How many cores this process may be scheduled on."""
-    return len(schedulable_cores())
-
-
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
     """The processor as the kernel names it, or None where it does not."""
     return _first_value(cpuinfo, "model name", "Model") or None
@@ -307,10 +296,10 @@ def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
     return [name for name in _CPU_FEATURES if name in listed]
 
 
-def _first_value(cpuinfo: Path, *keys: str) -> str:
+def _first_value(path: Path, *keys: str) -> str:
     """The first value of a line that begins with one of the keys; '' where there is none."""
     try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
     values = (line.partition(":")[2].strip() for line in lines if line.startswith(keys))
@@ -338,11 +327,8 @@ def cpu_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
 
 def memory_total_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
     """The machine's memory, or None where the kernel does not say."""
-    try:
-        line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemTotal:"))
-        return int(line.split()[1]) * 1024
-    except (OSError, StopIteration, IndexError, ValueError):
-        return None
+    kibibytes = _first_value(meminfo, "MemTotal").removesuffix("kB")
+    return int(kibibytes) * 1024 if kibibytes else None
 
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")

@@ -197,7 +197,7 @@ def collect_environment(
         cpu_model=machine.cpu_model(),
         cpu_features=machine.cpu_features(),
         cpu_count=os.cpu_count(),
-        cores_by_affinity=machine.cores_by_affinity(),
+        cores_by_affinity=len(machine.schedulable_cores()),
         cores_by_cgroup=machine.cgroup_cpu_quota(),
         memory_total_bytes=machine.memory_total_bytes(),
         memory_limit_bytes=machine.cgroup_memory_limit_bytes(),

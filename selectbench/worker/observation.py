@@ -29,6 +29,7 @@ import selectbench.observe.selectbench_seen as seen
 from selectbench.choices import Choices
 from selectbench.choices.choice import IGNORED_FOLDERS, import_roots, is_own
 from selectbench.choices.model import OwnModel
+from selectbench.cores import ThreadTimes, busy_seconds, seconds_between, thread_times
 from selectbench.record.wire import Order
 from selectbench.suite.job import Job
 from selectbench.worker.batches import Batch, TokenStream
@@ -451,8 +452,7 @@ class CoreWaits:
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self.use = CoreUse()
-        self._proc = proc
-        self._cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        self._proc, self._cores = proc, os.sched_getaffinity(0)
 
     def begin(self) -> None:
         """Read the counts before a window opens."""
@@ -462,35 +462,19 @@ class CoreWaits:
         """Add the counts of a window that has closed, if it is timed."""
         if not is_timed:
             return
-        waits, worked, switches, cores = self._read()
-        before, worked_before, switches_before, cores_before = self._before
+        after, worked, switches, busy = self._read()
+        before, worked_before, switches_before, busy_before = self._before
         use = self.use
-        waited = sum(wait - before.get(task, 0) for task, wait in waits.items()) / 1e9
-        use.waited_seconds += waited if waits else math.nan
+        use.waited_seconds += seconds_between(before, after)[1] if after else math.nan
         use.worked_seconds += worked - worked_before
         use.switches += switches - switches_before
-        use.cores_seconds = use.cores_seconds + cores - cores_before
+        use.cores_seconds += busy - busy_before
 
-    def _read(self) -> tuple[dict[str, int], float, int, float]:
-        """Nanoseconds on a run queue by thread, seconds of work, switches, seconds of work of the cores.
-
-        The first are the second field of schedstat (the kernel's scheduler docs), the last all but idle and iowait
-        of /proc/stat, time that a hypervisor took among it.
-        """
-        waits = {}
-        for path in self._proc.glob("self/task/*/schedstat"):
-            with suppress(OSError):  # the thread has ended meanwhile
-                waits[path.parent.name] = int(path.read_text().split()[1])
+    def _read(self) -> tuple[ThreadTimes, float, int, float]:
+        """The threads' times, the process's seconds of work and switches, the seconds of work of its cores."""
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        return waits, usage.ru_utime + usage.ru_stime, usage.ru_nivcsw, self._cores_seconds()
-
-    def _cores_seconds(self) -> float:
-        try:
-            lines = [line.split() for line in (self._proc / "stat").read_text().splitlines()]
-        except OSError:
-            return math.nan
-        ticks = [int(v) for line in lines if line[0] in self._cores for v in (*line[1:4], *line[6:9])]
-        return sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else math.nan
+        worked, busy = usage.ru_utime + usage.ru_stime, busy_seconds(self._cores, self._proc)
+        return thread_times("self", self._proc), worked, usage.ru_nivcsw, busy
 
 
 # Size of the held-out text after compression by a general compressor.

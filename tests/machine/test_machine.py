@@ -10,11 +10,11 @@ from selectbench.machine import (
     cgroup_cpu_quota,
     cgroup_folders,
     cgroup_memory_limit_bytes,
-    cores_by_affinity,
     cpu_model,
     cpu_units,
     inspect_machine,
     memory_total_bytes,
+    schedulable_cores,
     usable_cores,
     wrong_device_reason,
     wrong_system_reason,
@@ -139,7 +139,7 @@ def test_this_machine_has_memory_and_cores():
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="there is no affinity to hide")
 def test_without_an_affinity_all_cores_count(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert cores_by_affinity() == os.cpu_count()
+    assert schedulable_cores() == list(range(os.cpu_count()))
 
 
 def test_only_linux_trains():
