@@ -342,11 +342,14 @@ def _calibrate_device(gpu: Gpu | None, notify: Notify, sizes: Sequence[int]) -> 
     """Measure a GPU's rates and store them, or the CPU's (None)."""
     if gpu is not None:
         check_torch_shows([gpu], None)
-    name = gpu.name if gpu else cpu_model() or "CPU"
+    name, device = (gpu.name, "cuda") if gpu else (cpu_model() or "CPU", "cpu")
     notify(f"{name}: measuring matrix products")
-    rates: dict[str, Rate] = {}
-    torch_version = ""
-    for line in _calibration_lines(gpu, sizes):
+    environment = server_environment(device=device, gpus=[gpu] if gpu else [])
+    for variable in SINGLE_THREADED:
+        environment.pop(variable)  # this process never forks
+    command = _worker_command("calibrate", device, *map(str, sizes))
+    rates, torch_version = dict[str, Rate](), ""
+    for line in _measurement_lines("calibrating", command, environment, CALIBRATION_SECONDS):
         dtype, rate, torch_version = line["dtype"], line["flops_per_second"], line["torch"]
         notify(f"{name}: {dtype}: {line['problem'] or units.flops_per_second(rate)}")
         if line["problem"] is None:
@@ -356,16 +359,6 @@ def _calibrate_device(gpu: Gpu | None, notify: Notify, sizes: Sequence[int]) -> 
     if gpu is not None:
         write_calibration(gpu.uuid, calibration)
     return calibration
-
-
-def _calibration_lines(gpu: Gpu | None, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Lines of the measuring process, which ends with this one. Raises UserError where it fails."""
-    device = "cpu" if gpu is None else "cuda"
-    environment = server_environment(device=device, gpus=[] if gpu is None else [gpu])
-    for name in SINGLE_THREADED:
-        environment.pop(name)  # this process never forks
-    command = _worker_command("calibrate", device, *map(str, sizes))
-    yield from _measurement_lines("calibrating", command, environment, CALIBRATION_SECONDS)
 
 
 def _worker_command(*words: str) -> list[str]:

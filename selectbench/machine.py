@@ -396,25 +396,20 @@ PROBE = """\
 import sys
 sys.path = [folder for folder in sys.path if folder]
 import json, platform
-found = {"implementation": platform.python_implementation(), "version": list(sys.version_info[:3]),
-         "packages": {}, "torch": None}
-try:
-    from importlib import metadata, util
-except ImportError:
-    metadata = None
-for distribution in metadata.distributions() if metadata else []:
+from importlib import metadata, util
+packages = {}
+for distribution in metadata.distributions():
     try:
         name, version = distribution.metadata["Name"], distribution.version
     except Exception:
         continue  # a distribution without its metadata counts as none
     if name and version:
-        found["packages"].setdefault(name, version)
-if metadata:
-    spec = util.find_spec("torch")
-    found["torch"] = spec.origin if spec else None
-print("\\n" + json.dumps(found))
+        packages.setdefault(name, version)
+spec = util.find_spec("torch")
+facts = {"implementation": platform.python_implementation(), "version": sys.version_info[:3], "packages": packages}
+print("\\n" + json.dumps({**facts, "torch": spec.origin if spec else None}))
 """
-"""Runs under any Python 3, and prints the interpreter's facts as its last line."""
+"""Runs under any Python from 3.8 on, and prints the interpreter's facts as its last line."""
 
 
 @dataclass(frozen=True)

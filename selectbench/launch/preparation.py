@@ -373,8 +373,7 @@ def with_more_seeds(suite: Suite, folder: Path) -> tuple[Suite, Extended]:
         raise UserError(f"{folder}: {what}; name new ones only, such as --seeds {max(run.seeds) + 1}")
     seeds = [*run.seeds, *new]
     looks = [*(run.looks or [len(run.seeds)]), len(seeds)] if new else run.looks
-    more = suite.model_copy(update={"seeds": seeds, "resolved": {**suite.resolved, "seeds": seeds}})
-    return _with_looks(more, looks), Extended(folder, run)
+    return _with_looks(_with_seeds(suite, seeds), looks), Extended(folder, run)
 
 
 def extended_preparation(preparation: Preparation, folder: Path, seeds: int) -> Preparation:
@@ -383,6 +382,10 @@ def extended_preparation(preparation: Preparation, folder: Path, seeds: int) -> 
     requested = preparation.suite.model_copy(update={"seeds": run.unused_seeds(seeds)})
     suite, extended = with_more_seeds(requested, folder)
     return replace(preparation.with_suite(suite), extended=extended)
+
+
+def _with_seeds(suite: Suite, seeds: Sequence[int]) -> Suite:
+    return suite.model_copy(update={"seeds": list(seeds), "resolved": {**suite.resolved, "seeds": list(seeds)}})
 
 
 def _with_looks(suite: Suite, looks: Sequence[int]) -> Suite:
@@ -394,10 +397,7 @@ def _with_looks(suite: Suite, looks: Sequence[int]) -> Suite:
 
 def original_suite(suite: Suite, extended: Extended) -> Suite:
     """The suite with the seeds of the original run, from which its fingerprint was taken."""
-    seeds = extended.suite.seeds[: extended.original_seeds]
-    return _with_looks(
-        suite.model_copy(update={"seeds": seeds, "resolved": {**suite.resolved, "seeds": seeds}}), []
-    )
+    return _with_looks(_with_seeds(suite, extended.suite.seeds[: extended.original_seeds]), [])
 
 
 # The stages of a run: settings that make each option fastest, then those that make it best, then the contest.
@@ -501,8 +501,7 @@ def cut_to_budget(seconds: float, planned: AnyPlanned, history: History) -> tupl
             + (f" and what comes before {units.duration(earlier_seconds)}" if earlier_seconds else "")
             + "; a schedule is never cut: lower job.max_steps, or leave options out"
         )
-    seeds = suite.seeds[:rounds]
-    suite = suite.model_copy(update={"seeds": seeds, "resolved": {**suite.resolved, "seeds": seeds}})
+    suite = _with_seeds(suite, suite.seeds[:rounds])
     expected = units.duration(earlier_seconds + rounds * per_round)
     head = f"--budget {units.duration(seconds)}: {rounds} of {declared} rounds, about {expected} in all"
     return planned.with_suite(suite), [head, _power_of(planned, rounds)]

@@ -258,12 +258,10 @@ def add_to_job_summary(make_text: Callable[[], str]) -> str | None:
         return None
     text = make_text().encode()
     try:
-        path = Path(name)
-        room = MOST_BYTES - (path.stat().st_size if path.exists() else 0)
-        if len(text) > room:
-            text = text[: max(0, room - 100)].rsplit(b"\n", 1)[0] + b"\n\n(cut: the summary is full)\n"
-        with path.open("ab") as stream:
-            stream.write(text if len(text) <= max(0, room) else b"")
+        with Path(name).open("ab") as stream:
+            if stream.tell() + len(text) > MOST_BYTES:
+                return f"{VARIABLE}: {name} is full: nothing was added"
+            stream.write(text)
     except OSError as error:
         return f"{VARIABLE}: cannot write {name}: {error.strerror}"
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import hashlib
 import json
 import os
@@ -440,14 +439,9 @@ class Asking:
 
 
 def _retry_after_seconds(headers: Mapping[str, str]) -> float:
-    """How long the server asks to wait, as seconds or a date (RFC 9110, 10.2.3); 0: it does not say."""
+    """How many seconds the server asks to wait (RFC 9110, 10.2.3); 0: it does not say, or names a date."""
     retry_after = headers.get("retry-after", "")
-    if re.fullmatch(r"\d{1,9}(\.\d+)?", retry_after):
-        return float(retry_after)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return 0.0
+    return float(retry_after) if re.fullmatch(r"\d{1,9}(\.\d+)?", retry_after) else 0.0
 
 
 def _refusal_sentence(reference: Reference, status: int, message: str) -> str:

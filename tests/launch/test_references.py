@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -269,10 +268,9 @@ def test_a_page_in_the_midst_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("said", "seconds"),
     [("7", 7), ("1.5", 1.5), ("1.2.3", 0), ("-3", 0), ("soon", 0), ("", 0), ("9" * 400, 0),
-     ("Mon, 30 Nov 2026 12:00:09 GMT", 9), ("Mon, 30 Nov 2026 11:00:00 GMT", 0)],
+     ("Mon, 30 Nov 2026 12:00:09 GMT", 0)],
 )  # fmt: skip
-def test_a_server_says_how_long_to_wait(monkeypatch: pytest.MonkeyPatch, said: str, seconds: float) -> None:
-    monkeypatch.setattr(time, "time", lambda: 1796040000.0)
+def test_a_server_says_how_long_to_wait(said: str, seconds: float) -> None:
     assert _retry_after_seconds({"retry-after": said}) == seconds
 
 
