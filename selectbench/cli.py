@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from selectbench.analysis.result import Ranking
-    from selectbench.launch.preparation import Request
     from selectbench.launch.publish import StoredRun
     from selectbench.launch.run import Result
     from selectbench.launch.site import SlurmRun
@@ -65,22 +64,6 @@ NodesOption = Annotated[int, typer.Option("--nnodes", metavar="N", help="Machine
 JsonOption = Annotated[bool, Switch("--json", help="Print the result as JSON to standard output.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, SUITE@latest, or SUITE@previous.")]
 SlurmRunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run under Slurm.")]
-
-
-def _request(
-    suite: str, profile: str | None, settings: list[str], axes: list[str], seeds: str | None, quick: bool,
-    gpus: str | None, wait: bool = False, no_screen: bool = False, budget: str | None = None,
-    results: Path = Path("results"), extend: str | None = None, site: str | None = None, lanes: str | None = None,
-    no_interference_check: bool = False, nodes: int = 1,
-) -> Request:  # fmt: skip
-    from selectbench.launch.preparation import Request, budget_of
-
-    seconds = None if budget is None else budget_of(budget)
-    settings = [*settings, *(["screen=null"] if no_screen else [])]
-    return Request(
-        suite, profile, settings, axes, seeds, quick, gpus, wait, seconds, results, site, lanes,
-        not no_interference_check, extend, nodes,
-    )  # fmt: skip
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -162,7 +145,7 @@ def run(
     from selectbench.launch.channel import take_secret
     from selectbench.launch.display import ask_rerun, make_display
     from selectbench.launch.nodes import Nodes, node_request
-    from selectbench.launch.preparation import prepare_all
+    from selectbench.launch.preparation import Request, budget_of, prepare_all
     from selectbench.launch.run import Retried, run_agent, submit
     from selectbench.launch.run import run as run_suite
     from selectbench.launch.site import attached, read_site
@@ -171,9 +154,10 @@ def run(
     if fresh and reuse:
         raise UserError("--fresh runs anew and --reuse shows what there is: leave one of them out")
     console = _console(stderr=True)
-    request = _request(
-        suite, profile, settings, axes, seeds, quick, gpus, wait, no_screen, budget, results, extend, site, lanes,
-        no_interference_check, nodes,
+    settings = settings + ["screen=null"] * no_screen
+    request = Request(
+        suite, profile, settings, axes, seeds, quick, gpus, wait, budget_of(budget), results, site, lanes,
+        not no_interference_check, extend, nodes,
     )  # fmt: skip
     notify, multi_node = partial(console.print, markup=False, highlight=False), node_request(nodes, node, rdzv)
     slurm = None if round_number is None else attached(Path(suite))
@@ -278,11 +262,12 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run would do: trials, derived settings, what cannot run here, the expected time."""
-    from selectbench.launch.preparation import preview
+    from selectbench.launch.preparation import Request, budget_of, preview
     from selectbench.report.terminal import plan_as_json, plan_document, print_document
 
-    request = _request(
-        suite, profile, settings, axes, seeds, quick, gpus, False, no_screen, budget, results, None, site, lanes,
+    settings = settings + ["screen=null"] * no_screen
+    request = Request(
+        suite, profile, settings, axes, seeds, quick, gpus, False, budget_of(budget), results, site, lanes,
         nodes=nodes,
     )  # fmt: skip
     outlook = preview(request, _notify)
@@ -305,10 +290,10 @@ def data(
     as_json: JsonOption = False,
 ) -> None:
     """Prepare a suite's data alone and show them: documents in and out, tokens, samples, hashes."""
-    from selectbench.launch.preparation import prepared_data
+    from selectbench.launch.preparation import Request, prepared_data
     from selectbench.report.terminal import data_as_json, print_data
 
-    prepared = prepared_data(_request(suite, profile, settings, axes, None, False, None), _notify)
+    prepared = prepared_data(Request(suite, profile, settings, axes), _notify)
     if as_json:
         typer.echo(data_as_json(prepared))
     else:

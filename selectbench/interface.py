@@ -337,8 +337,7 @@ def _request(suite: AnySuite, keywords: Mapping[str, Any]) -> Request:
     )
     return Request(
         _suite(suite), options.profile, settings, axes, seeds, options.quick, gpus, options.wait,
-        None if options.budget is None else budget_of(options.budget), Path(options.results), options.site, lanes,
-        extend=options.extend,
+        budget_of(options.budget), Path(options.results), options.site, lanes, extend=options.extend,
     )  # fmt: skip
 
 

@@ -438,6 +438,19 @@ class DrawnDisplay(Display):
     interval_seconds: ClassVar[float]
     """Least time between two drawings where only time has passed."""
     _drawn = float("-inf")
+    _is_running = False
+    """Whether the table is drawn, and not the lines alone."""
+
+    def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, Sequence[Outcome]]) -> None:
+        """Draw the table from now on."""
+        super().run_started(suite, planned, done)
+        self._is_running = True
+        self._draw()
+
+    def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
+        """Draw the new trial at once."""
+        super().trial_started(option, seed, number, of)
+        self._draw()
 
     def tick(self) -> None:
         """Draw, unless the last drawing is too recent."""
@@ -449,6 +462,13 @@ class DrawnDisplay(Display):
         if isinstance(outcome, Failed):
             self.note(text)
         self._draw()
+
+    def close(self) -> None:
+        """Remove the table and leave a line of counts."""
+        if self._is_running:
+            self._is_running = False
+            self._draw()
+            self.note(self.counts())
 
     def _draw(self) -> None:
         raise NotImplementedError
@@ -462,42 +482,22 @@ class LiveDisplay(DrawnDisplay):
     def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
         super().__init__(clock)
         self._console = console
-        self._live: Live | None = None
-
-    def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, Sequence[Outcome]]) -> None:
-        """Start to draw; a further stage starts a new table."""
-        if self._live is not None:
-            self._live.stop()
-        super().run_started(suite, planned, done)
         # Drawn only when something happens, without a thread; stdout stays free for the results.
         self._live = Live(
-            console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+            console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
         )
-        self._live.start()
-        self._draw()
-
-    def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
-        """Draw the new trial at once."""
-        super().trial_started(option, seed, number, of)
-        self._draw()
 
     def note(self, text: str) -> None:
         """Print a line above the table."""
         self._console.print(Text(one_line(text)))
 
-    def close(self) -> None:
-        """Remove the table and leave a line of counts."""
-        if self._live is None:
-            return
-        self._live.stop()
-        self._live = None
-        self.note(self.counts())
-
     def _draw(self) -> None:
-        if self._live is None:
-            return
-        self._drawn = self.clock()
-        self._live.update(picture(self, self._console.width, self._console.height), refresh=True)
+        if self._is_running:
+            self._drawn = self.clock()
+            self._live.start()
+            self._live.update(picture(self, self._console.width, self._console.height), refresh=True)
+        else:
+            self._live.stop()
 
 
 def make_display(console: Console, clock: Clock = time.monotonic) -> Display:
@@ -516,24 +516,11 @@ class NotebookDisplay(DrawnDisplay):
         super().__init__(clock)
         self._show = show
         self._lines: list[str] = []
-        self._is_running = False
-
-    def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, Sequence[Outcome]]) -> None:
-        """Display the table from now on."""
-        super().run_started(suite, planned, done)
-        self._is_running = True
-        self._draw()
 
     def note(self, text: str) -> None:
         """Print a line above the table."""
         self._lines.append(one_line(text))
         self._draw()
-
-    def close(self) -> None:
-        """Remove the table and leave a line of counts."""
-        if self._is_running:
-            self._is_running = False
-            self.note(self.counts())
 
     def _draw(self) -> None:
         self._drawn = self.clock()

@@ -477,9 +477,10 @@ def _supported(plan: Plan, candidates: Mapping[str, Sequence[Values]]) -> dict[s
 # The best use of a given time: rounds are cut, schedules never.
 
 
-def budget_of(text: str) -> float:
-    """Seconds of `2h`, `90min`, `45 s`. Raises UserError."""
-    if (seconds := units.seconds_of(text)) is None:
+def budget_of(text: str | None) -> float | None:
+    """Seconds of `2h`, `90min`, `45 s`; None: no limit. Raises UserError."""
+    seconds = None if text is None else units.seconds_of(text)
+    if text is not None and seconds is None:
         raise UserError(f"--budget {text}: expected a time with its unit, such as 2h, 90min or 45s")
     return seconds
 

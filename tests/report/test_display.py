@@ -369,7 +369,9 @@ def test_every_stage_of_a_run_draws_and_the_terminal_is_given_back() -> None:
         display.trial_ended(stage, 0, DONE, 1.0)
     display.close()
     text = output(console)
-    assert text.count(HIDE) == text.count(SHOW) == 2
+    assert "trial 1 of 1: a lr=0.1" in text
+    assert text.count("trial 1 of 1: a,") == 1
+    assert text.count(HIDE) == text.count(SHOW) == 1
     assert text.rindex(SHOW) > text.rindex(HIDE)
 
 
