@@ -226,20 +226,13 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
             notify(f"warning: {line}")
         interpreters = {o.name: o.choices.python for o in suite.options if o.choices.python is not None}
         environment = collect_environment(folder_of(request.suite), interpreters, claim.gpus, suite.device)
-        if lanes > 1:
-            environment["lanes"] = lanes
-        if facts is None:
-            environment["data"] = data_facts(suite, prepared, plan)
-        else:
-            environment["command"] = facts
-        if request.nodes > 1:
-            environment["nodes"] = request.nodes
-        if suite.code:
-            environment["own_files_sha256"] = own_code_sha256(suite.code, modules=False)
-        if plan.pretrained:
-            environment["pretrained"] = plan.pretrained
-        if choices := suite.left_open.machine_choices:
-            environment["machine_choices"] = [choice.model_dump(mode="json") for choice in choices]
+        parts = {
+            "lanes": lanes if lanes > 1 else None, "nodes": request.nodes if request.nodes > 1 else None,
+            "data": data_facts(suite, prepared, plan) if facts is None else None, "command": facts,
+            "own_files_sha256": own_code_sha256(suite.code, modules=False), "pretrained": plan.pretrained,
+            "machine_choices": [choice.model_dump(mode="json") for choice in suite.left_open.machine_choices],
+        }  # fmt: skip
+        environment |= {key: part for key, part in parts.items() if part}
         preparation = Preparation(
             machine, prepared, plan, environment, extended, claim, checks_interference=request.interference_check
         )
@@ -347,11 +340,6 @@ class Extended:
     suite: Suite
     """The run's suite as its file had it before."""
 
-    @property
-    def original_seeds(self) -> int:
-        """Number of seeds that the run had before it was ever extended."""
-        return self.suite.looks[0] if self.suite.looks else len(self.suite.seeds)
-
 
 def with_more_seeds(suite: Suite, folder: Path) -> tuple[Suite, Extended]:
     """The suite with the run's seeds before its own and one judgement more, and the run to extend.
@@ -396,8 +384,9 @@ def _with_looks(suite: Suite, looks: Sequence[int]) -> Suite:
 
 
 def original_suite(suite: Suite, extended: Extended) -> Suite:
-    """The suite with the seeds of the original run, from which its fingerprint was taken."""
-    return _with_looks(_with_seeds(suite, extended.suite.seeds[: extended.original_seeds]), [])
+    """The suite with the seeds that the run had before it was ever extended, as its fingerprint was taken."""
+    before = extended.suite
+    return _with_looks(_with_seeds(suite, before.seeds[: before.looks[0]] if before.looks else before.seeds), [])
 
 
 # The stages of a run: settings that make each option fastest, then those that make it best, then the contest.
