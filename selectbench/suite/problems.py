@@ -50,11 +50,7 @@ WRITE_INSTEAD = {
 _either = partial(listed, last="or")
 _FEW = 3
 """Most mappings with a key that a hint names; if more have it, the hint names none."""
-FORMS_AFTER_WORDS = {
-    "eval": ["a mapping"],
-    "world_size": ["a whole number"],
-    "micro_batch_size": ["a list of sizes"],
-}
+OTHER_FORMS = {"eval": ["a mapping"], "world_size": ["a whole number"], "micro_batch_size": ["a list of sizes"]}
 """What a field takes besides its words, which messages name first."""
 WORDS_BEFORE_FORM = {"eval": "none or ", "world_size": "auto or ", **dict.fromkeys(REGISTRY, "a name or ")}
 """The words that a field takes besides what messages name after them."""
@@ -132,7 +128,7 @@ def _note(kind: type[BaseModel], root: Node, detail: Any, problems: Problems) ->
             if isinstance(node.value, str) and (hint or (len(words) > 1 and isinstance(words[0], str))):
                 problems.at(node, f"unknown value {quoted(node.value)}{hint or _known(texts)}")
             else:
-                expected = _either([*texts, *FORMS_AFTER_WORDS.get(str(keys[-1]), ())])
+                expected = _either([*texts, *OTHER_FORMS.get(str(keys[-1]), ())])
                 problems.at(node, f"found {describe(node)}, expected {expected}")
         case _:
             problems.at(node, _message(detail, node))
