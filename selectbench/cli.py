@@ -160,11 +160,11 @@ def run(
         not no_interference_check, extend, nodes,
     )  # fmt: skip
     notify, multi_node = partial(console.print, markup=False, highlight=False), node_request(nodes, node, rdzv)
+    rerun, retried = partial(ask_rerun, console, reuse=reuse), Retried(retry_failed, rerun_unclean)
     slurm = None if round_number is None else attached(Path(suite))
     if slurm is not None:
         request = replace(request, suite=str(slurm.suite_file))
     elif read_site(site, lanes).launcher == "slurm":
-        rerun, retried = partial(ask_rerun, console, reuse=reuse), Retried(retry_failed, rerun_unclean)
         slurm_run = submit(request, results, notify, fresh=fresh, retried=retried, again=rerun)
         if detach:
             notify(_attach_and_cancel(slurm_run))
@@ -183,8 +183,7 @@ def run(
     with nullcontext() if multi_node is None else Nodes(multi_node, notify) as other_nodes:
         result = run_suite(
             replace(prepare_all(request, notify), round=round_number), results, lambda: make_display(console),
-            fresh=fresh, retry_failed=retry_failed, rerun_unclean=rerun_unclean,
-            again=partial(ask_rerun, console, reuse=reuse), nodes=other_nodes, slurm=slurm, notify=notify,
+            fresh=fresh, retried=retried, again=rerun, nodes=other_nodes, slurm=slurm, notify=notify,
         )  # fmt: skip
         if other_nodes is not None:
             other_nodes.status = result.exit_code

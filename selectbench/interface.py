@@ -296,7 +296,8 @@ def run(
     Raises UserError, and KeyboardInterrupt where the stop button or Ctrl-C ended it: the records are whole, and
     the same call goes on.
     """
-    from selectbench.launch.run import run as run_suite  # which not every system has what it needs for
+    from selectbench.launch.run import Retried  # which not every system has what it needs for
+    from selectbench.launch.run import run as run_suite
 
     if threading.current_thread() is not threading.main_thread():
         raise UserError("selectbench.run: the stop button is heard in the main thread alone: call it there")
@@ -308,8 +309,8 @@ def run(
     except KeyboardInterrupt:
         raise _interruption("no trial had begun; the same call goes on") from None
     result = run_suite(
-        prepared, request.results, lambda: display, fresh=fresh, retry_failed=retry_failed,
-        rerun_unclean=rerun_unclean, again=lambda _: "show", notify=display.note, make_stop=_NotebookStop,
+        prepared, request.results, lambda: display, fresh=fresh, retried=Retried(retry_failed, rerun_unclean),
+        again=lambda _: "show", notify=display.note, make_stop=_NotebookStop,
     )  # fmt: skip
     if result.exit_code == ExitCode.INTERRUPTED:
         raise _interruption(f"{result.folder}: every record is kept; the same call goes on where this stopped")

@@ -248,7 +248,7 @@ def observe(command: str, notify: Notify) -> Observed:
             max_steps=STEPS, stop="at_max_steps", warmup_steps=1, heldout=None, heldout_sha256=None,
             heldout_tokens=0, seq_len=None, trial_folder=str(folder / "trial"),
         )  # fmt: skip
-        server = TrialServer([], folder / "server.log", keeps_environment=True)
+        server = TrialServer([], folder / "server.log", environment=lambda _: dict(os.environ))
 
         def hear(event: Phase | Progress | Evaluating | None) -> None:
             if isinstance(event, Progress):

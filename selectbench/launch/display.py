@@ -27,7 +27,7 @@ from rich.text import Text
 from selectbench import units
 from selectbench.analysis.metrics import finite, tokens_per_second
 from selectbench.errors import UserError
-from selectbench.record.record import Completed, Failed, has_ended
+from selectbench.record.record import Completed, Failed, Record, has_ended
 from selectbench.record.run_folder import RECORDS_FILE
 from selectbench.record.wire import Evaluating, Phase, Progress
 from selectbench.report.document import labels
@@ -159,13 +159,6 @@ class Tally:
     speeds: list[float] = field(default_factory=list)
     """Tokens per second of the completed trials."""
 
-    def count(self, outcome: Outcome) -> None:
-        """Add a trial that has ended."""
-        self.done += 1
-        self.failed += isinstance(outcome, Failed)
-        speed = _speed(outcome)
-        self.speeds += [speed] if speed is not None else []
-
 
 class Display:
     """Keeps the state of a run from its reports, which come in order; subclasses display it."""
@@ -195,13 +188,21 @@ class Display:
         """The running trial of the lane that reports; None: there is none."""
         return self.runs.get(self._lane)
 
-    def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, Sequence[Outcome]]) -> None:
-        """A run or a stage begins. `planned`: trials by option; `done`: outcomes by option from earlier runs."""
+    def run_started(self, suite: str, planned: Mapping[str, int], done: Sequence[Record]) -> None:
+        """A run or a stage begins. `planned`: trials by option; `done`: a record of each that ended before."""
         self.tallies = {option: Tally(planned=number) for option, number in planned.items()}
-        for option, outcome in ((option, outcome) for option, outcomes in done.items() for outcome in outcomes):
-            self.tallies[option].count(outcome)
-        self.planned, self.done = sum(planned.values()), sum(map(len, done.values()))
-        self.time_left = TimeLeft({name: max(0, t.planned - t.done) for name, t in self.tallies.items()})
+        self.planned, self.done, self.time_left = sum(planned.values()), 0, TimeLeft(dict(planned))
+        for record in done:
+            self._count(record.trial.option, record.outcome, record.wall_seconds)
+
+    def _count(self, option: str, outcome: Outcome, seconds: float) -> None:
+        """Add a trial that has ended after so many seconds."""
+        tally, speed = self.tallies.setdefault(option, Tally()), _speed(outcome)
+        self.done += 1
+        tally.done += 1
+        tally.failed += isinstance(outcome, Failed)
+        tally.speeds += [speed] if speed is not None else []
+        self.time_left.ended(option, seconds, completed=isinstance(outcome, Completed))
 
     def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
         """Trial `number`, from 1, of `of` is launched."""
@@ -258,15 +259,11 @@ class Display:
         `server_start_seconds`: the part of the wall spent waiting for a trial server, which later trials reuse.
         """
         self.runs.pop(self._lane, None)
-        tally = self.tallies.setdefault(option, Tally())
         if has_ended(outcome):
-            self.done += 1
-            tally.count(outcome)
-            seconds = wall_seconds - server_start_seconds
-            self.time_left.ended(option, seconds, completed=isinstance(outcome, Completed))
+            self._count(option, outcome, wall_seconds - server_start_seconds)
         if not isinstance(outcome, Failed) or outcome.kind != "unsupported":
             self.report_end(f"{one_line(option)}, seed {seed}: {outcome_text(outcome)}", outcome, wall_seconds)
-        elif tally.done <= 1:  # the plan knew it: the option's other trials would repeat it
+        elif (tally := self.tallies[option]).done <= 1:  # the plan knew it: its other trials would repeat it
             why = f"unsupported: {first_line(outcome.detail, 400)}"
             self.note(f"{one_line(option)}: {why}; none of its {tally.planned} trials is run")
 
@@ -401,7 +398,7 @@ class PlainDisplay(Display):
         self._last: dict[int, float] = {}
         """Time of each lane's last line."""
 
-    def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, Sequence[Outcome]]) -> None:
+    def run_started(self, suite: str, planned: Mapping[str, int], done: Sequence[Record]) -> None:
         """Print a line with the size of the run."""
         super().run_started(suite, planned, done)
         before = f", {self.done} of them done before" if self.done else ""
@@ -441,7 +438,7 @@ class DrawnDisplay(Display):
     _is_running = False
     """Whether the table is drawn, and not the lines alone."""
 
-    def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, Sequence[Outcome]]) -> None:
+    def run_started(self, suite: str, planned: Mapping[str, int], done: Sequence[Record]) -> None:
         """Draw the table from now on."""
         super().run_started(suite, planned, done)
         self._is_running = True

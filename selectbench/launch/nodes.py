@@ -28,8 +28,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -106,22 +105,25 @@ def node_request(nodes: int, node: int | None, rdzv: str | None) -> NodeRequest 
     return NodeRequest(nodes, node, rdzv)
 
 
-def facts_of(preparation: Preparation) -> Hello:
-    """What must be the same on all nodes, of this node."""
-    facts = [preparation.suite.resolved, fingerprint_part(preparation.environment)]
-    resolved, environment = json.loads(json.dumps(facts, default=str))
-    suite = {key: value for key, value in resolved.items() if key not in ("seeds", "looks")}
-    data = {prepared.key: prepared.digests for prepared in preparation.prepared.values()}
-    return Hello(host=socket.gethostname(), suite=suite, environment=environment, data=data)
+GROWS = ("seeds", "looks")
+"""Keys of a suite in which a run that is extended differs from what it was."""
 
 
-def difference(bench: Hello, agent: Hello) -> str | None:
-    """Why a node that wants to join can't, as a sentence; None: it is like the bench's."""
-    pairs = ((agent.suite, bench.suite), (agent.environment, bench.environment), (agent.data, bench.data))
-    differences = [d for agent_facts, bench_facts in pairs for d in differing(agent_facts, bench_facts)]
-    if not differences:
-        return None
-    return f"nodes must be alike: {differing_words(differences, 'on the first', 'on this one')}"
+def facts_of(preparation: Preparation) -> dict[str, Any]:
+    """What must be the same on all nodes of a run, of this node, as JSON has it."""
+    facts = {
+        "suite": {key: value for key, value in preparation.suite.resolved.items() if key not in GROWS},
+        "environment": fingerprint_part(preparation.environment), "own_code": preparation.plan.own_code_sha256,
+        "data": {prepared.key: prepared.digests for prepared in preparation.prepared.values()},
+    }  # fmt: skip
+    return dict(json.loads(json.dumps(facts, default=str)))
+
+
+def difference(first: dict[str, Any], this: dict[str, Any]) -> str | None:
+    """Why a node can't take part in a run, by its facts and the first node's, as a sentence; None: it can."""
+    differences = differing(this, first)
+    words = differing_words(differences, "on the first", "on this one")
+    return f"all nodes of a run must be alike: {words}" if differences else None
 
 
 # The bench's end.
@@ -259,6 +261,8 @@ class Nodes:
         if self.address.startswith("127.") and host not in ("localhost", self.address):
             notify(f"warning: {one_line(host)} is {self.address} here, which other machines can't reach")
         self.members: list[Member] = []
+        self._turn, self._refusals = Lock(), 0
+        """Held by the one newcomer that is taken or refused at a time; how many were refused."""
         self.loss_reason: str | None = None
         """Why the run ends, if a node was lost."""
         self.lost_at = 0.0
@@ -281,8 +285,7 @@ class Nodes:
     def gather(self, preparation: Preparation) -> None:
         """Wait until every node has joined; no later connection is taken. Raises UserError where one is late."""
         bench_facts, until = facts_of(preparation), time.monotonic() + JOIN_SECONDS
-        missing, refusals = self.request.nodes - 1, 0
-        arrivals, threads = SimpleQueue[Member | str](), list[Thread]()
+        missing, threads = self.request.nodes - 1, list[Thread]()
         self._listener.listen(MOST_NEWCOMERS)
         self._listener.settimeout(0.2)
         self._notify(f"waiting for {missing} other node{'s' * (missing > 1)} at {one_line(self.request.rdzv)}")
@@ -291,37 +294,19 @@ class Nodes:
             with suppress(OSError):  # nobody has come, or is gone again
                 if len(threads) < MOST_NEWCOMERS:
                     connection, (peer, *_) = self._listener.accept()
-                    arguments = (connection, peer, bench_facts, arrivals)
+                    arguments = (connection, peer, bench_facts)
                     threads.append(Thread(target=self._admit, args=arguments, daemon=True))
                     threads[-1].start()
                 else:
                     threads[0].join(0.2)
-            while not arrivals.empty():
-                newcomer = arrivals.get()
-                if isinstance(newcomer, str):
-                    refusals += 1
-                    if refusals <= MOST_REFUSALS_REPORTED:
-                        self._notify(newcomer)
-                    continue
-                number = newcomer.node
-                try:
-                    if any(member.node == number for member in self.members):
-                        raise UserError(f"there is a node {number} already: give each its own --node-rank")
-                    newcomer.channel.send(wire.Ready())
-                    self.members = sorted([*self.members, newcomer], key=lambda member: member.node)
-                    self._notify(f"node {number} has come: {one_line(newcomer.host)}")
-                except (UserError, GoneError) as error:
-                    refuse(newcomer.channel, str(error))
             if time.monotonic() > until:
                 here = {0, *(member.node for member in self.members)}
                 others = ", ".join(str(node) for node in range(self.request.nodes) if node not in here)
                 raise UserError(f"node {others} did not come to {self.request.rdzv} within {JOIN_SECONDS:g} s")
         self._listener.close()
 
-    def _admit(
-        self, connection: socket.socket, peer: str, bench_facts: Hello, arrivals: SimpleQueue[Member | str]
-    ) -> None:
-        """Find out who has connected, in a thread: into `arrivals` goes the node, or why `peer` is none."""
+    def _admit(self, connection: socket.socket, peer: str, bench_facts: dict[str, Any]) -> None:
+        """Find out who has connected, in a thread, and take a node of this run, or report why `peer` is none."""
         try:
             channel = Channel(connection)
         except OSError:
@@ -335,16 +320,29 @@ class Nodes:
             bench_proof = proof(self._secret, "bench", nonce, claim, __version__, code_sha256())
             channel.send(wire.Welcome(proof=bench_proof))
             channel.trust(self._secret, nonce, claim, as_bench=True)
-            agent_facts = receive(channel, Hello)
-            if (why := difference(bench_facts, agent_facts)) is not None:
+            hello = receive(channel, Hello)
+            if (why := difference(bench_facts, hello.facts)) is not None:
                 raise UserError(f"node {claim.node}: {why}")
-            arrivals.put(Member(claim.node, agent_facts.host, channel, self._on_lost))
+            with self._turn:
+                if any(member.node == claim.node for member in self.members):
+                    raise UserError(f"there is a node {claim.node} already: give each its own --node-rank")
+                channel.send(wire.Ready())
+                self._notify(f"node {claim.node} has come: {one_line(hello.host)}")
+                member = Member(claim.node, hello.host, channel, self._on_lost)
+                self.members = sorted([*self.members, member], key=lambda member: member.node)
         except UserError as error:
             refuse(channel, str(error))
-            arrivals.put(f"{peer} was refused: {error}")
+            self._report_refusal(f"{peer} was refused: {error}")
         except (GoneError, ProtocolError) as error:
             channel.close()
-            arrivals.put(f"a connection from {peer} was closed: {one_line(str(error))}")
+            self._report_refusal(f"a connection from {peer} was closed: {one_line(str(error))}")
+
+    def _report_refusal(self, line: str) -> None:
+        """Tell the user of one of the first connections that were no node, as long as nodes are waited for."""
+        with self._turn:
+            self._refusals += 1
+            if self._refusals <= MOST_REFUSALS_REPORTED and len(self.members) < self.request.nodes - 1:
+                self._notify(line)
 
     def _check_claim(self, nonce: str, claim: Proof) -> None:
         """Raises UserError where the other end is no node of this run."""
@@ -402,13 +400,16 @@ class Team(PeerNodes):
     every agent for its GPUs' figures. A trial with one rank, or of a run on one node, has no members.
     """
 
-    def __init__(self, nodes: Nodes | None, preparation: Preparation, ranks: int, stop: StopRequest) -> None:
-        self._preparation, self._stop = preparation, stop
+    def __init__(
+        self, nodes: Nodes | None, preparation: Preparation, ranks: int, stop: StopRequest,
+        make_order: Callable[[wire.Place | None], AnyOrder],
+    ) -> None:  # fmt: skip
+        """`make_order` makes the order of the trial for any node's ranks."""
+        self._preparation, self._stop, self._make_order = preparation, stop, make_order
         self._here = preparation.machine.ranks_per_node(ranks)
         self._nodes = nodes if ranks > 1 else None
         self.members = self._nodes.members if self._nodes else []
         self.node = 0 if self.members else None
-        self._make_order: Callable[[wire.Place | None], AnyOrder] | None = None
         self._has_begun = False
         """Whether the agents were told to begin."""
         self._failed_at: float | None = None
@@ -430,10 +431,9 @@ class Team(PeerNodes):
                 member.clock_offset, member.round_trip = member.measure_clock(self._stop) or (0.0, 0.0)
         return sentences
 
-    def first_order(self, make_order: Callable[[wire.Place | None], AnyOrder]) -> AnyOrder:
-        """The order for the first node's ranks; `make_order` makes that of any node, later the agents' too."""
-        self._make_order = make_order
-        order = make_order(None if self._nodes is None else self._place(0, 0))
+    def first_order(self) -> AnyOrder:
+        """The order for the first node's ranks."""
+        order = self._make_order(None if self._nodes is None else self._place(0, 0))
         observed = Path(order.trial_folder) / wire.OBSERVED if isinstance(order, CommandOrder) else None
         for member in self.members:
             member.observed = observed and observed / str(member.node)
@@ -457,7 +457,6 @@ class Team(PeerNodes):
 
     def invite_ranks(self, port: int) -> None:
         """Have the agents start their ranks, which connect to the first rank at this port."""
-        assert self._make_order is not None
         self._has_begun = True
         for member in self.members:
             order = self._make_order(self._place(member.node, port))
@@ -617,7 +616,7 @@ def join(
         ):
             raise ProtocolError("it does not know the secret")
         channel.trust(secret, nonce, claim, as_bench=False)
-        channel.send(facts_of(preparation))
+        channel.send(Hello(host=socket.gethostname(), facts=facts_of(preparation)))
         receive(channel, wire.Ready)
         return channel
     except (GoneError, ProtocolError) as error:
@@ -625,48 +624,17 @@ def join(
         raise UserError(f"{rdzv}: what is there is no bench of this run: {error}") from None
 
 
-class BenchLink(PeerNodes):
-    """The bench, as an agent's `TrialRunner` sees it while this node's ranks run.
-
-    The `Agent` makes one for each trial. It only listens: the bench sends `End` where the ranks here are not to go
-    on, and where the connection breaks, the agent stops, and with it the ranks. The agent tells how they ended.
-    """
-
-    def __init__(self, node: int, channel: Channel, stop: StopRequest) -> None:
-        self.node, self._channel, self._stop = node, channel, stop
-        self._requested_end: Literal["ask", "kill"] | None = None
-
-    def sources(self) -> Sequence[Any]:
-        """The bench's channel."""
-        return [self._channel]
-
-    def hear(self, source: Any) -> None:
-        """Take the bench's word that the trial is to end, or that the bench is gone."""
-        try:
-            self._take(source.receive())
-        except (GoneError, ProtocolError) as error:
-            self._stop.ask(f"the bench is gone: {error}")
-
-    def requested_end(self) -> Literal["ask", "kill"] | None:
-        """What the bench asked for last, which may have come together with the order."""
-        self._take(self._channel.waiting())
-        return self._requested_end
-
-    def _take(self, messages: Sequence[AnyMessage]) -> None:
-        for message in messages:
-            if not isinstance(message, wire.End):
-                raise ProtocolError(f"a {type(message).__name__} out of turn")
-            self._requested_end = "ask" if message.asks else "kill"
-
-
 @dataclass(eq=False)
-class Agent:
+class Agent(PeerNodes):
     """The process of every node but the first: runs this node's ranks in every trial, as the bench says.
 
     `launch.run.run_agent` makes it once the bench has taken this node. It decides nothing: it waits for the bench's
     next message and does what that asks for. `Prepare` has it start a trial server and let its GPUs settle; `Begin`
     has it run its ranks, then send how they ended, and what was observed of a command's; `Measure` has it send its
     GPUs' figures. It ends with the bench's `Bye`, when the connection is gone, or when its user stops it.
+
+    While its ranks run it is the only peer of their `TrialRunner`, and just listens: the bench sends `End` where
+    ranks here are not to go on, and where the connection breaks the agent stops, and with it the ranks.
     """
 
     request: NodeRequest
@@ -688,6 +656,11 @@ class Agent:
     """The GPUs during the last trial."""
     _ready: Ready | None = field(default=None, init=False)
     """The GPUs right before it."""
+    _requested_end: Literal["ask", "kill"] | None = field(default=None, init=False)
+    """How the bench wants the running trial to end; None: it is to go on."""
+
+    def __post_init__(self) -> None:
+        self.node = self.request.node
 
     def serve(self) -> ExitCode:
         """Do what the bench says until the run is over, it is gone, or the user stops this; the exit status."""
@@ -696,7 +669,7 @@ class Agent:
                 while not self.stop:
                     message = self.channel.next(3600.0, self.stop.descriptor)
                     if isinstance(message, wire.Bye):
-                        self.notify(f"node {self.request.node}: {one_line(message.reason)}")
+                        self.notify(f"node {self.node}: {one_line(message.reason)}")
                         return message.status
                     if message is not None:
                         self._handle(message)
@@ -704,7 +677,7 @@ class Agent:
             except (GoneError, ProtocolError) as error:
                 self.stop.ask(f"the bench is gone: {error}")
         again = "start the same line on every node again, and the run goes on"
-        self.notify(f"node {self.request.node}: {self.stop.why}; {again}")
+        self.notify(f"node {self.node}: {self.stop.why}; {again}")
         return ExitCode.INTERRUPTED
 
     def _handle(self, message: AnyMessage) -> None:
@@ -725,7 +698,7 @@ class Agent:
         if self._servers is None:
             if Path(message.run).name != message.run or message.run.startswith("."):
                 raise ProtocolError("a run's name that is a path")
-            self._folder = self.runs / message.run / "nodes" / str(self.request.node)
+            self._folder = self.runs / message.run / "nodes" / str(self.node)
             with writing(self._folder):
                 self._folder.mkdir(parents=True, exist_ok=True)
             self._until_its_end.enter_context(weights_folder(self._folder))
@@ -750,7 +723,7 @@ class Agent:
         assert self._folder is not None
         assert self._servers is not None
         folder = self._folder / TRIALS / Path(order.trial.trial_id).name
-        place = msgspec.structs.replace(place, node=self.request.node, interface=self.channel.interface)
+        place = msgspec.structs.replace(place, node=self.node, interface=self.channel.interface)
         order = msgspec.structs.replace(order, trial_folder=str(folder.resolve()), place=place)
         if isinstance(order, Order):
             order = msgspec.structs.replace(
@@ -762,8 +735,9 @@ class Agent:
             order = localized_order(order, self.preparation.suite)
         runner = TrialRunner(
             self._servers.of(self._prepared.python), Limits.model_construct(trial_seconds=None, stall_seconds=1e9),
-            self.stop, lambda _: None, BenchLink(self.request.node, self.channel, self.stop),
+            self.stop, lambda _: None, self,
         )  # fmt: skip
+        self._requested_end = None
         with self.watch.during(self._ready, folder) as self._watching:
             end = runner.run(order)
         failed = end.outcome if isinstance(end.outcome, Failed) and not runner.did_its_part else None
@@ -775,3 +749,25 @@ class Agent:
                     while lines := stream.read(1 << 20):
                         self.channel.send(wire.Observed(name=file.name, lines=lines))
         self.channel.send(Ended(failed=failed, said=runner.gave_up, at=time.perf_counter()))
+
+    def sources(self) -> Sequence[Any]:
+        """The bench's channel."""
+        return [self.channel]
+
+    def hear(self, source: Any) -> None:
+        """Take the bench's word that the trial is to end, or that the bench is gone."""
+        try:
+            self._take(source.receive())
+        except (GoneError, ProtocolError) as error:
+            self.stop.ask(f"the bench is gone: {error}")
+
+    def requested_end(self) -> Literal["ask", "kill"] | None:
+        """What the bench asked for last, which may have come together with the order."""
+        self._take(self.channel.waiting())
+        return self._requested_end
+
+    def _take(self, messages: Sequence[AnyMessage]) -> None:
+        for message in messages:
+            if not isinstance(message, wire.End):
+                raise ProtocolError(f"a {type(message).__name__} out of turn")
+            self._requested_end = "ask" if message.asks else "kill"

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from shutil import disk_usage
 from tempfile import gettempdir
-from threading import Event, Lock
+from threading import Lock
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace as structs_replace
@@ -35,11 +35,12 @@ from selectbench.choices.choice import has_changed, own_code_sha256
 from selectbench.choices.model import OwnModel, PretrainedModel
 from selectbench.data.prepared import Prepared, model_contents, pinned_model
 from selectbench.errors import ExitCode, UserError, disk_problem
+from selectbench.gpu.devices import Gpu
 from selectbench.gpu.meters import GpuWatch
 from selectbench.launch.command import command_order, meeting_place
 from selectbench.launch.display import Display, Rerun
 from selectbench.launch.gpus import Lane, Notify, lanes_in, my_turn
-from selectbench.launch.nodes import Agent, NodeRequest, Nodes, Team, join
+from selectbench.launch.nodes import GROWS, Agent, NodeRequest, Nodes, Team, difference, facts_of, join
 from selectbench.launch.own_code import check_own_code
 from selectbench.launch.preparation import (
     CONTEST,
@@ -69,7 +70,7 @@ from selectbench.launch.site import (
     this_node,
     watch,
 )
-from selectbench.launch.trial import Stop, StopRequest, TrialEnd, TrialRunner, TrialServers
+from selectbench.launch.trial import Stop, StopRequest, TrialEnd, TrialRunner, TrialServers, server_environment
 from selectbench.machine import usable_cores
 from selectbench.planning.plan import PlannedTrial, in_run_order
 from selectbench.record.environment import read_environment
@@ -119,22 +120,27 @@ class Result:
 
 def run(
     preparation: Preparation, results: Path, make_display: Callable[[], Display], *, fresh: bool = False,
-    retry_failed: bool = False, rerun_unclean: bool = False, again: Callable[[Path], Rerun] = lambda _: "anew",
-    nodes: Nodes | None = None, slurm: SlurmRun | None = None, notify: Notify = print,
-    make_stop: Callable[[], StopRequest] = StopRequest,
+    retried: Retried | None = None, again: Callable[[Path], Rerun] = lambda _: "anew", nodes: Nodes | None = None,
+    slurm: SlurmRun | None = None, notify: Notify = print, make_stop: Callable[[], StopRequest] = StopRequest,
 ) -> Result:  # fmt: skip
     """Run what has no outcome yet in the newest folder of the same run, or all in a new one. Raises UserError.
 
-    `again` says what to do where such a run is complete; with `retry_failed` or `rerun_unclean` it is shown.
-    `nodes`: the other nodes of a run over several; `slurm`: the run that the preparation's round is part of;
-    `make_stop`: makes what takes signals meanwhile.
+    `retried`: what is run again; None: nothing. `again` says what to do where such a run is complete; where trials
+    were to be run again it is shown. `nodes`: the other nodes of a run over several; `slurm`: the run that the
+    preparation's round is part of; `make_stop`: makes what takes signals meanwhile.
     """
-    retried = Retried(retry_failed, rerun_unclean)
+    retried = retried or Retried()
     with preparation.claim, ExitStack() as until_its_end:
         if nodes is not None:
             nodes.gather(preparation)
+        if fresh and preparation.extended is not None:
+            raise UserError("--fresh starts a run of its own; leave it out with --extend")
         may_resume = slurm is None and not fresh and preparation.extended is None
-        complete = _complete(preparation, results, retried) if may_resume else None
+        complete = _newest(preparation, results, retry_failed=retried.failed) if may_resume else None
+        if complete is not None and not (
+            (complete / RANKING).exists() and _has_all(preparation, complete, retried)
+        ):
+            complete = None  # it is resumed
         answer = "anew" if complete is None else "show" if any(retried) else again(complete)
         if complete is not None and answer == "show":
             display = make_display()
@@ -147,12 +153,14 @@ def run(
         with my_turn():  # of two runs that start at once the second one sees which folder the first has chosen
             if slurm is None:
                 sweep_weights(results)
-                folder = _choose_folder(preparation, results, fresh=fresh, retried=retried)
+                fresh = fresh or complete is not None
+                folder = _choose_folder(preparation, results, fresh=fresh, retry_failed=retried.failed)
             else:
                 assert preparation.round is not None
-                first_job = slurm.begun(_job_facts(preparation))
-                _check_alike(preparation, first_job)
-                folder = slurm.enter(preparation.round, preparation.suite, preparation.environment, first_job)
+                facts = facts_of(preparation)
+                if (why := difference(slurm.first_facts(facts), facts)) is not None:
+                    raise UserError(f"{this_node() or 'this node'}: {why}; --fresh begins a run anew")
+                folder = slurm.enter(preparation.round, preparation.suite, preparation.environment)
             lock = until_its_end.enter_context(RunLock(folder, notify))
         before = 0 if slurm is None else len(slurm.ended_trials(preparation.round or 0))
         with make_stop() as stop:
@@ -168,7 +176,7 @@ def run(
                     ask()
             finally:
                 display.close()
-            is_cut_off = stop and not _has_all(preparation, folder, retried=Retried())
+            is_cut_off = stop and not _has_all(preparation, folder, Retried())
             status = ExitCode.INTERRUPTED if is_cut_off else exit_code(preparation.suite, folder)
             if slurm is not None:
                 slurm.gather()
@@ -178,31 +186,6 @@ def run(
                 did_something = len(slurm.ended_trials(preparation.round or 0)) > before
                 display.note(slurm.queue_again(did_something=did_something) or "the job was cancelled")
             return Result(folder, ranking, status)
-
-
-GROWS = ("seeds", "looks")
-"""Keys of a suite in which a run that is extended differs from what it was."""
-
-
-def _job_facts(preparation: Preparation) -> dict[str, Any]:
-    """What must be the same for every job of a run under Slurm."""
-    facts = {
-        "suite": {key: value for key, value in preparation.suite.resolved.items() if key not in GROWS},
-        "environment": preparation.environment, "own_code": preparation.plan.own_code_sha256,
-        "data": sorted({prepared.key for prepared in preparation.prepared.values()}),
-    }  # fmt: skip
-    return dict(json.loads(json.dumps(facts, default=str)))
-
-
-def _check_alike(preparation: Preparation, first_job: dict[str, Any]) -> None:
-    """Raises UserError where this node differs from the one on which a run under Slurm began."""
-    here, there = (
-        {**facts, "environment": fingerprint_part(facts["environment"])}
-        for facts in (_job_facts(preparation), first_job)
-    )
-    if differences := differing(here, there):
-        words, node = differing_words(differences, "where it began", "here"), this_node() or "this node"
-        raise UserError(f"{node}: all nodes of a run must be alike: {words}; --fresh begins a run anew")
 
 
 def submit(
@@ -276,41 +259,32 @@ def attend(run: SlurmRun, display: Display, notify: Notify) -> Result | None:
     Raises UserError, and KeyboardInterrupt where the user stops looking; the run goes on then.
     """
     planned = Counter(option for trials in run.planned.values() for option, _ in trials)
-    counted, may_run_again = set[tuple[str, int]](), set[tuple[str, int]]()
-    before: list[Round] = []
+    counted, may_run_again = set[str](), dict[str, int]()
+    """Ids of trials: those that the display has counted; those that had failed, with the attempt, at the first look
+    while a job of their round was there."""
+    states_before: dict[int, str] = {}
 
     def show(rounds: Sequence[Round]) -> None:
-        if not before:
-            display.run_started(run.folder.parent.name, planned, begin(rounds))
-            for record in (record for r in rounds for record in r.ended if isinstance(record.outcome, Completed)):
-                display.time_left.walls.setdefault(record.trial.option, []).append(record.wall_seconds)
-                display.time_left.completed.add(record.trial.option)
+        if is_first_look := not states_before:
+            with_job = [record for r in rounds if r.task is not None for record in r.ended]
+            may_run_again.update((r.trial.trial_id, r.attempt) for r in with_job if isinstance(r.outcome, Failed))
+        ended = [
+            record for r in rounds for record in r.ended if record.trial.trial_id not in counted
+            and (r.task is None or may_run_again.get(record.trial.trial_id) != record.attempt)
+        ]  # fmt: skip
+        counted.update(record.trial.trial_id for record in ended)
+        if is_first_look:
+            display.run_started(run.folder.parent.name, planned, ended)
         display.lanes = sum(r.task is not None and r.task.state == "RUNNING" for r in rounds)
-        states_before = {r.number: r.state for r in before}
         if changed := [r for r in rounds if states_before.get(r.number) != r.state]:
             display.note(states(changed))
-        if not before:
+        states_before.update((r.number, r.state) for r in rounds)
+        if is_first_look:
             display.note(f"what its jobs say: {run.folder / ROUNDS}/*/job.log")
-        before[:] = rounds
-        for r in rounds:
-            for record in r.ended:
-                trial, attempt = (record.trial.option, record.trial.seed), (record.trial.trial_id, record.attempt)
-                if trial not in counted and (attempt not in may_run_again or r.task is None):
-                    counted.add(trial)
-                    display.trial_ended(*trial, record.outcome, record.wall_seconds)
+        else:
+            for r in ended:
+                display.trial_ended(r.trial.option, r.trial.seed, r.outcome, r.wall_seconds)
         display.tick()
-
-    def begin(rounds: Sequence[Round]) -> dict[str, list[Completed | Failed]]:
-        """Outcomes from before by option, but for failed trials that a job of Slurm's may run again."""
-        done: dict[str, list[Completed | Failed]] = {}
-        for r in rounds:
-            for record in r.ended:
-                if r.task is not None and isinstance(record.outcome, Failed):
-                    may_run_again.add((record.trial.trial_id, record.attempt))
-                else:
-                    counted.add((record.trial.option, record.trial.seed))
-                    done.setdefault(record.trial.option, []).append(record.outcome)
-        return done
 
     try:
         rounds = watch(run, show)
@@ -320,7 +294,7 @@ def attend(run: SlurmRun, display: Display, notify: Notify) -> Result | None:
     if missing := [r for r in rounds if not r.is_complete]:
         for r in missing[:5]:
             last = f": {words}" if (words := run.last_said(r.number)) else ""
-            notify(f"round {r.number} (seed {r.seed}) is not complete, {r.done} of {r.of} trials{last}")
+            notify(f"round {r.number} (seed {r.seed}) is not complete, {len(r.ended)} of {r.of} trials{last}")
         notify("the same `selectbench run` line has Slurm run what is missing")
     if not (run.folder / SUITE).is_file() or not (run.folder / RECORDS_FILE).is_file():
         return None
@@ -329,31 +303,16 @@ def attend(run: SlurmRun, display: Display, notify: Notify) -> Result | None:
     return Result(run.folder, ranking, ExitCode.INTERRUPTED if missing else exit_code(stored.suite, run.folder))
 
 
-def _choose_folder(preparation: Preparation, results: Path, *, fresh: bool, retried: Retried) -> Path:
+def _choose_folder(preparation: Preparation, results: Path, *, fresh: bool, retry_failed: bool) -> Path:
     """The folder of the run to extend or to resume, else a new one. Raises UserError."""
     if preparation.extended is not None:
-        if fresh:
-            raise UserError("--fresh starts a run of its own; leave it out with --extend")
         return _folder_to_extend(preparation, preparation.extended)
-    newest = None if fresh else _newest(preparation, results, retry_failed=retried.failed)
-    if newest is not None and not _is_done(preparation, newest, retried=retried):
-        return newest
+    newest = None if fresh else _newest(preparation, results, retry_failed=retry_failed)
     digest = _fingerprint(preparation, preparation.suite)
-    return create_run(results, preparation.suite, preparation.environment, digest)
+    return newest or create_run(results, preparation.suite, preparation.environment, digest)
 
 
-def _complete(preparation: Preparation, results: Path, retried: Retried) -> Path | None:
-    """The newest run of the same, if it is complete; None: there is none, or it is to be resumed."""
-    newest = _newest(preparation, results, retry_failed=retried.failed)
-    return newest if newest is not None and _is_done(preparation, newest, retried=retried) else None
-
-
-def _is_done(preparation: Preparation, folder: Path, *, retried: Retried) -> bool:
-    """Whether the run has all outcomes and its report, before which it may have been killed."""
-    return _has_all(preparation, folder, retried=retried) and (folder / RANKING).exists()
-
-
-def _has_all(preparation: Preparation, folder: Path, *, retried: Retried) -> bool:
+def _has_all(preparation: Preparation, folder: Path, retried: Retried) -> bool:
     """Whether the run has the outcome of every trial and every answer of its references."""
     is_trained = next_stage(preparation, folder, retried=retried) is None
     return is_trained and not unsettled(preparation.suite, preparation.prepared, folder)
@@ -424,10 +383,7 @@ def _run_stages(
         traffic, display.lanes = Traffic(), len(lanes)
         benches: list[Bench] = []
         for lane in lanes:
-            servers = TrialServers(
-                partial(preload, preparation), folder, suite.device, lane.gpus,
-                keeps_environment=suite.command is not None, mark=f"-lane{lane.number + 1}" * (len(lanes) > 1),
-            )  # fmt: skip
+            servers = trial_servers(preparation, lane.gpus, folder, f"-lane{lane.number + 1}" * (len(lanes) > 1))
             watch = GpuWatch(lane.gpus, suite.meters, partial(pause, lane.number), lambda: bool(stop))
             for context in (servers, watch):
                 until_its_end.enter_context(context)
@@ -494,23 +450,17 @@ def run_agent(
         check_cuda(preparation.plan, gpus)
         with GpuWatch(gpus, suite.meters, stop.wait, lambda: bool(stop)) as watch:
             channel = join(request, preparation, secret, stop, notify)
-            servers = partial(
-                TrialServers, partial(preload, preparation), device=suite.device, gpus=gpus,
-                keeps_environment=suite.command is not None,
-            )  # fmt: skip
+            servers = partial(trial_servers, preparation, gpus)
             return Agent(request, preparation, runs, channel, watch, servers, stop, notify).serve()
 
 
 def _announce(stage: Stage, folder: Path, display: Display, *, is_first: bool) -> None:
     """Say what is to be run now, and what was run before: by this process, or by one that was cut off."""
     still_open = {planned.trial.trial_id for planned, _ in stage.trials}
-    counts = Counter(planned.trial.option for planned in stage.preparation.plan.trials)
-    done: dict[str, list[Completed | Failed]] = {}
+    trials = [planned.trial for planned in stage.preparation.plan.trials]
     last = last_attempts(read_records(folder / RECORDS_FILE)[0])
-    for planned in stage.preparation.plan.trials:
-        if planned.trial.trial_id not in still_open:
-            done.setdefault(planned.trial.option, []).append(last[planned.trial.trial_id].outcome)
-    display.run_started(stage.preparation.suite.name, counts, done)
+    done = [last[trial.trial_id] for trial in trials if trial.trial_id not in still_open]
+    display.run_started(stage.preparation.suite.name, Counter(trial.option for trial in trials), done)
     if stage.title == CONTEST:
         for line in stage.told:
             display.note(line)
@@ -671,6 +621,11 @@ class Traffic:
             now = len(self._most_neighbours) - 1
             self._most_neighbours = {other: max(most, now) for other, most in self._most_neighbours.items()}
 
+    def trains(self, lane: int) -> bool:
+        """Whether the lane trains now."""
+        with self._lock:
+            return lane in self._most_neighbours
+
     def leave(self, lane: int) -> tuple[int, int]:
         """Note that the lane's trial has ended; the most neighbours that it had, and those that there still are."""
         with self._lock:
@@ -712,35 +667,29 @@ class Bench:
             yield
             return
         with Stop() as end:
-            events = [Event() for _ in neighbours]
-            lanes = [
-                thread.submit(bench.keep_busy, [*trials[n % len(trials) :], *trials[: n % len(trials)]], end, event)
-                for n, ((bench, thread), event) in enumerate(zip(neighbours, events, strict=True))
-            ]
+            lanes = {
+                bench.lane.number: thread.submit(bench.keep_busy, [*trials[n:], *trials[:n]], end)
+                for n, (bench, thread) in enumerate(neighbours)
+            }
             try:
-                for event, lane in zip(events, lanes, strict=True):
-                    while not (event.wait(0.05) or lane.done() or self.stop):
-                        pass
+                while not (self.stop or all(self.traffic.trains(n) or lane.done() for n, lane in lanes.items())):
+                    self.stop.wait(0.05)
                 yield
             finally:
                 end.ask("its neighbour has ended")
-                wait(lanes)
-            for lane in lanes:
+                wait(lanes.values())
+            for lane in lanes.values():
                 lane.result()
 
-    def keep_busy(self, trials: Sequence[Trial], end: Stop, is_training: Event) -> None:
-        """Train the first of these trials that does not fail, again and again until `end`, without a record.
-
-        `is_training` is set once it trains.
-        """
+    def keep_busy(self, trials: Sequence[Trial], end: Stop) -> None:
+        """Train the first of these trials that does not fail, again and again until `end`, without a record."""
         lane = self.lane.number
 
         def hear(event: Phase | Progress | Evaluating | None) -> None:
             if self.stop:
                 end.ask(str(self.stop.why))
-            if isinstance(event, Phase) and event.phase == "train" and not is_training.is_set():
+            if isinstance(event, Phase) and event.phase == "train":
                 self.traffic.enter(lane)
-                is_training.set()
 
         try:
             for trial in trials:
@@ -783,7 +732,9 @@ class Bench:
         """Run the trial once. Returns its record, which is on disk, and the seconds in which its server started."""
         trial = planned.trial
         option, machine = self.preparation.plan.planned(trial.option), self.preparation.machine
-        meters, neighbours, team = None, 0, Team(self.nodes, self.preparation, option.world_size, self.stop)
+        make_order = partial(self._order, planned, option.world_size)
+        team = Team(self.nodes, self.preparation, option.world_size, self.stop, make_order)
+        meters, neighbours = None, 0
         if option.unsupported is not None:
             started_at = _now()
             end = TrialEnd(Failed(kind="unsupported", detail=option.unsupported), 0.0, finished=None, software={})
@@ -800,7 +751,7 @@ class Bench:
             runner = TrialRunner(
                 self.servers.of(python), self.preparation.suite.limits, self.stop, self._hear, team
             )
-            order = team.first_order(partial(self._order, planned, option.world_size))
+            order = team.first_order()
             self.traffic.enter(self.lane.number)
             try:
                 with self.watch.during(ready, Path(order.trial_folder)) as watching:
@@ -904,6 +855,15 @@ def rank_threads(world_size: int) -> int:
     """Threads of a rank's CPU operations: OMP_NUM_THREADS where the user set it, else its share of the cores."""
     stated = os.environ.get("OMP_NUM_THREADS", "")
     return int(stated) if stated.isdigit() and int(stated) > 0 else max(1, int(usable_cores()) // world_size)
+
+
+def trial_servers(preparation: Preparation, gpus: Sequence[Gpu], folder: Path, mark: str = "") -> TrialServers:
+    """The servers of trials on these GPUs, in the order of ranks; `folder`, `mark`: place and end of their logs."""
+    suite = preparation.suite
+    environment = partial(
+        server_environment, device=suite.device, gpus=gpus, keeps_environment=suite.command is not None
+    )
+    return TrialServers(partial(preload, preparation), folder, environment, mark)
 
 
 def preload(preparation: Preparation, python: str | None) -> list[str]:

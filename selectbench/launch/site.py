@@ -33,21 +33,20 @@ from selectbench.errors import UserError, did_you_mean
 from selectbench.gpu.devices import Gpu, sheet_name
 from selectbench.launch.trial import log_tail
 from selectbench.machine import Machine
-from selectbench.record.record import Record, has_ended
+from selectbench.record.record import Record
 from selectbench.record.run_folder import (
-    ENVIRONMENT,
     LATEST,
     RECORDS_FILE,
     ROUNDS,
     SUITE,
     TRIALS,
-    last_attempts,
+    ended_trials,
     plain_suite,
     planned_trials,
     read_json,
-    read_records,
     read_whole,
     suite_text,
+    write_run,
     write_whole,
     writing,
 )
@@ -213,9 +212,9 @@ def job_script(site: Site, suite: str, run: Path, rounds: Sequence[int], flags: 
     at_once = f"%{site.rounds_at_once}" if site.rounds_at_once else ""
     log = f"{run / ROUNDS}/".replace("%", "%%") + "%a/job.log"
     options = [
-        f"--job-name=selectbench-{suite}", f"--array={_ranges(rounds)}{at_once}", f"--nodes={site.nodes}",
-        "--ntasks-per-node=1", limit, "--requeue", f"--signal=TERM@{SIGNAL_SECONDS}", "--open-mode=append",
-        f'--output="{log}"', *site.sbatch_options,
+        f"--job-name=selectbench-{suite}", f"--array={','.join(map(str, rounds))}{at_once}",
+        f"--nodes={site.nodes}", "--ntasks-per-node=1", limit, "--requeue", f"--signal=TERM@{SIGNAL_SECONDS}",
+        "--open-mode=append", f'--output="{log}"', *site.sbatch_options,
     ]  # fmt: skip
     step = 'srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none --kill-on-bad-exit=1'
     line = shlex.join([sys.executable, "-m", "selectbench", "run", str(run), "--wait", *flags])
@@ -230,17 +229,6 @@ def job_script(site: Site, suite: str, run: Path, rounds: Sequence[int], flags: 
         ]
     on_each_node = "\n".join([*site.setup.splitlines(), f"exec {line}"])
     return "\n".join([*lines, f"{step} bash -c {shlex.quote(on_each_node)}", ""])
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Numbers as sbatch takes them, such as `0-2,5`."""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in parts)
 
 
 COMMAND_SECONDS = 60.0
@@ -356,14 +344,9 @@ class Round:
     """None: Slurm has none of it."""
 
     @property
-    def done(self) -> int:
-        """Trials that have their outcome."""
-        return len(self.ended)
-
-    @property
     def is_complete(self) -> bool:
         """Whether every trial of it has its outcome."""
-        return self.done >= self.of
+        return len(self.ended) >= self.of
 
     @property
     def state(self) -> str:
@@ -406,10 +389,7 @@ class SlurmRun:
 
     def ended_trials(self, number: int) -> list[Record]:
         """The records of a round's trials that have their outcome, in the suite's order. Raises UserError."""
-        last = last_attempts(read_records(self.round_folder(number) / RECORDS_FILE)[0]).values()
-        ended = {
-            (r.trial.option, r.trial.seed): r for r in last if r.phase == "contest" and has_ended(r.outcome)
-        }  # fmt: skip
+        ended = ended_trials(self.round_folder(number))
         return [ended[trial] for trial in self.planned[number] if trial in ended]
 
     def rounds(self) -> list[Round]:
@@ -470,7 +450,7 @@ class SlurmRun:
 
     # What a job does.
 
-    def begun(self, job_facts: Mapping[str, Any]) -> dict[str, Any]:
+    def first_facts(self, job_facts: Mapping[str, Any]) -> dict[str, Any]:
         """The facts of the run's first job, which those of all others must equal; writes them if this is the first.
 
         Raises UserError.
@@ -483,19 +463,16 @@ class SlurmRun:
             draft.unlink()
         return read_json(self.slurm_folder / BEGUN)
 
-    def enter(self, number: int, suite: Suite, environment: Mapping[str, Any], first: Mapping[str, Any]) -> Path:
-        """Make the folder of the round that this job runs; `first`: what `begun` returned. Raises UserError."""
+    def enter(self, number: int, suite: Suite, environment: dict[str, Any]) -> Path:
+        """Make the folder of the round that this job runs; the first job makes the run's. Raises UserError."""
         if number not in self.planned:
             raise UserError(f"--round {number}: {self.folder} has rounds 0 to {len(self.planned) - 1}")
         folder = self.round_folder(number)
         with writing(self.folder), contextlib.suppress(FileExistsError):
-            (self.folder / TRIALS).mkdir(exist_ok=True)
             folder.mkdir(parents=True, exist_ok=True)
-            for place, facts in ((self.folder, first["environment"]), (folder, environment)):
-                text = json.dumps(facts, indent=2, sort_keys=True, default=str)
-                write_whole(place / ENVIRONMENT, f"{text}\n")
-                if not (place / SUITE).exists():  # the run's may have got more seeds
-                    write_whole(place / SUITE, suite_text(suite))
+            for place in (self.folder, folder):
+                write_run(place, suite, environment)
+            (self.folder / TRIALS).mkdir(exist_ok=True)
             (folder / TRIALS).symlink_to(Path("..", "..", TRIALS))
         return folder
 

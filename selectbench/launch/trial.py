@@ -70,12 +70,8 @@ class TrialServer:
     """File of the server's output."""
     python: str | None = None
     """The interpreter that it runs in; None: the bench's."""
-    device: str = "cpu"
-    """cpu or cuda, what its trials run on."""
-    gpus: Sequence[Gpu] = ()
-    """The GPUs of its trials, in the order of ranks; empty: all that are visible."""
-    keeps_environment: bool = False
-    """Whether its trials run in the user's environment, of which only the visible GPUs are changed."""
+    environment: Callable[[str | None], dict[str, str]] = field(default_factory=lambda: server_environment)
+    """Returns the environment of a server, and so of its trials, that runs in this interpreter."""
     control: socket.socket | None = field(default=None, init=False)
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _code_folder: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False)
@@ -105,9 +101,7 @@ class TrialServer:
         self.control, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [self.python or sys.executable, "-P", "-m", "selectbench.worker", "server"]
         arguments = [*command, str(server_end.fileno()), *self.modules]
-        environment = server_environment(
-            self.python, self.device, self.gpus, keeps_environment=self.keeps_environment
-        )  # fmt: skip
+        environment = self.environment(self.python)
         if self.python is not None:
             self._code_folder = linked_code()
             environment["PYTHONPATH"] = self._code_folder.name
@@ -174,11 +168,8 @@ class TrialServers:
     """Returns the modules that an interpreter's server imports."""
     folder: Path
     """Folder of the servers' logs."""
-    device: str
-    gpus: Sequence[Gpu] = ()
-    """The run's GPUs, in the order of ranks; empty: all that are visible."""
-    keeps_environment: bool = False
-    """The same as `TrialServer.keeps_environment`, for each server."""
+    environment: Callable[[str | None], dict[str, str]]
+    """Returns the environment of an interpreter's server."""
     mark: str = ""
     """What ends the names of their logs, such as `-lane2`."""
     _servers: dict[str | None, TrialServer] = field(default_factory=dict, init=False)
@@ -195,10 +186,7 @@ class TrialServers:
         if python not in self._servers:
             number = 1 + len(self._servers.keys() - {None})
             log = self.folder / f"server{'' if python is None else f'-python{number}'}{self.mark}.log"
-            modules = self.preload(python)
-            self._servers[python] = TrialServer(
-                modules, log, python, self.device, self.gpus, self.keeps_environment
-            )  # fmt: skip
+            self._servers[python] = TrialServer(self.preload(python), log, python, self.environment)
         return self._servers[python]
 
 
@@ -442,7 +430,7 @@ class PeerNodes:
     """The other nodes of a trial, as the runner of this node's ranks sees them; this class: there are none.
 
     The runner calls these methods while its trial runs. `launch.nodes` extends the class: by `Team` for the bench,
-    whose peers are the agents, and by `BenchLink` for an agent, whose peer is the bench.
+    whose peers are the agents, and by `Agent` for a node whose peer is the bench.
     """
 
     node: int | None = None

@@ -234,13 +234,16 @@ def is_complete(folder: Path) -> bool:
     """Whether every trial of the contest has an outcome; False where the run can't be read."""
     try:
         planned = planned_trials(folder, plain_suite(folder))
-        last = last_attempts(read_records(folder / RECORDS_FILE)[0]).values()
+        return planned <= ended_trials(folder).keys()
     except UserError:
         return False
-    return planned <= {
-        (record.trial.option, record.trial.seed) for record in last
-        if record.phase == "contest" and stored.has_ended(record.outcome)
-    }  # fmt: skip
+
+
+def ended_trials(folder: Path) -> dict[tuple[str, int], stored.Record]:
+    """The records of the contest's trials that have their outcome, by option and seed. Raises UserError."""
+    last = last_attempts(read_records(folder / RECORDS_FILE)[0]).values()
+    ended = [record for record in last if record.phase == "contest" and stored.has_ended(record.outcome)]
+    return {(record.trial.option, record.trial.seed): record for record in ended}
 
 
 def _profile_and_machine(folder: Path) -> tuple[Any, ...] | None:
@@ -299,9 +302,16 @@ def create_run(results: Path, suite: Suite, environment: dict[str, Any], mark: s
     folder = results / suite.name / f"{moment:%Y%m%dT%H%M%S}.{moment.microsecond // 1000:03d}Z-{mark}"
     with writing(folder, "; choose a folder that you may write: --results DIR"):
         (folder / TRIALS).mkdir(parents=True)
-        write_whole(folder / SUITE, suite_text(suite))
-        write_whole(folder / ENVIRONMENT, json.dumps(environment, indent=2, sort_keys=True) + "\n")
+        write_run(folder, suite, environment)
     return folder
+
+
+def write_run(folder: Path, suite: Suite, environment: dict[str, Any]) -> None:
+    """Write a run's suite and environment into its folder, unless it has them. Raises OSError."""
+    environment_text = json.dumps(environment, indent=2, sort_keys=True) + "\n"
+    for name, text in ((SUITE, suite_text(suite)), (ENVIRONMENT, environment_text)):
+        if not (folder / name).exists():
+            write_whole(folder / name, text)
 
 
 def extend_run(folder: Path, suite: Suite, before: Suite) -> None:

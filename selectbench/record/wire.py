@@ -256,12 +256,8 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     """What must be the same on all nodes, and the host's name, which no record has."""
 
     host: str
-    suite: dict[str, Any]
-    """The suite as that node resolved it, without seeds."""
-    environment: dict[str, Any]
-    """The part of environment.json that a run's fingerprint covers."""
-    data: dict[str, dict[str, str]]
-    """Digests of the files, by key of the prepared data."""
+    facts: dict[str, Any]
+    """The suite as that node resolved it, its environment, own code and data: see `launch.nodes.facts_of`."""
 
 
 class Bye(Message, frozen=True, kw_only=True, tag="bye"):

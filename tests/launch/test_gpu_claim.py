@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -342,8 +343,10 @@ def test_trials_see_the_gpus_of_the_run_in_the_order_of_ranks(
     assert "CUDA_VISIBLE_DEVICES" not in server_environment(device="cuda")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert server_environment()["CUDA_VISIBLE_DEVICES"] == "1"
-    with TrialServers(lambda _: [], tmp_path, "cuda", both) as servers:
-        assert servers.of(None).gpus == servers.of("/other/python").gpus == both
+    environment = partial(server_environment, device="cuda", gpus=both)
+    with TrialServers(lambda _: [], tmp_path, environment) as servers:
+        for server in (servers.of(None), servers.of("/other/python")):
+            assert server.environment(server.python)["CUDA_VISIBLE_DEVICES"] == f"{B},{A}"
 
 
 @pytest.fixture

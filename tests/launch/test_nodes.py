@@ -47,7 +47,7 @@ def free_port() -> int:
 # Who is let in; nothing is trained.
 
 
-FACTS = Hello(host="h", suite={"job": {"max_steps": 6}}, environment={"kernel": "6.1"}, data={"k": {"f": "ab"}})
+FACTS = {"suite": {"job": {"max_steps": 6}}, "environment": {"kernel": "6.1"}, "data": {"k": {"f": "ab"}}}
 PLAIN: Any = None
 """In place of a preparation."""
 
@@ -120,7 +120,7 @@ def refused(words: str, **changed: Any) -> Callable[[socket.socket], None]:
 
 def other_suite(connection: socket.socket) -> None:
     there = answered(connection)
-    there.send(msgspec.structs.replace(FACTS, suite={"job": {"max_steps": 7}}))
+    there.send(Hello(host="h", facts={**FACTS, "suite": {"job": {"max_steps": 7}}}))
     refusal = there.next(5)
     assert isinstance(refusal, Bye)
     assert "job.max_steps: 6 on the first, 7 on this one" in refusal.reason
@@ -129,7 +129,7 @@ def other_suite(connection: socket.socket) -> None:
 def changed_on_the_way(connection: socket.socket) -> None:
     there = answered(connection)
     there._key = b"another key"
-    there.send(FACTS)
+    there.send(Hello(host="h", facts=FACTS))
     with pytest.raises(GoneError):
         there.next(5)
 

@@ -41,7 +41,8 @@ def suite_of(count: int, **more: object) -> Suite:
 def begin(display: Display, suite: Suite, done: Mapping[str, int]) -> None:
     """The contest of the suite."""
     planned = {option.name: len(suite.seeds) for option in suite.options}
-    display.run_started(suite.name, planned, {option: [DONE] * number for option, number in done.items()})
+    before = [make_record(option, n, **speed(11_420)) for option, number in done.items() for n in range(number)]
+    display.run_started(suite.name, planned, before)
 
 
 def a_console(width: int = 80, height: int = 24, terminal: bool = False) -> Console:
@@ -115,12 +116,13 @@ def test_a_resumed_run_counts_what_was_done_before() -> None:
     display.trial_started("b", 1, 5, 6)
     display.trial_ended("b", 1, DONE, 7.0)
     assert "precision: 6 trials, 4 of them done before" in output(console)
-    assert "5 of 6 done; 7 s left" in output(console)
+    assert "5 of 6 done; 11 s left" in output(console)  # b's took 15 s before
 
 
 def test_a_resumed_run_shows_the_speed_and_failures_of_what_was_done_before() -> None:
     state = Display(Clock())
-    state.run_started("precision", {"a": 3, "b": 3}, {"a": [DONE, OOM], "b": [OOM]})
+    before = [make_record("a", 0, **speed(11_420)), *(make_failure(option, 1, "oom") for option in ("a", "b"))]
+    state.run_started("precision", {"a": 3, "b": 3}, before)
     console = a_console()
     console.print(picture(state, 80, 24))
     rows = [line.split() for line in output(console).splitlines()]

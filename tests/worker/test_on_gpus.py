@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import closing
+from functools import partial
 
 import pytest
 import task_jobs as jobs
@@ -11,7 +12,7 @@ import torch
 from worker.test_device_waits import DATA, SHORT, TASKS
 
 from selectbench.gpu.devices import first_difference, gpus
-from selectbench.launch.trial import TrialServer
+from selectbench.launch.trial import TrialServer, server_environment
 from selectbench.worker.loop import OptimizerStep
 
 pytestmark = [
@@ -31,7 +32,8 @@ def server(tmp_path_factory):
     """A server whose trials run on CUDA, told its GPUs by UUID as a run tells them."""
     modules = ["selectbench.worker.trial", "transformers.models.gpt2.modeling_gpt2"]
     log = tmp_path_factory.mktemp("server") / "log.txt"
-    with closing(TrialServer(modules, log, device="cuda", gpus=gpus()[:RANKS])) as started:
+    environment = partial(server_environment, device="cuda", gpus=gpus()[:RANKS])
+    with closing(TrialServer(modules, log, environment=environment)) as started:
         yield started
 
 
