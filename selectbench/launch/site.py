@@ -484,7 +484,7 @@ class SlurmRun:
         """
         while (content := self._all_records()) != read_whole(self.folder / RECORDS_FILE, missing=b""):
             with writing(self.folder):
-                write_whole(self.folder / RECORDS_FILE, content.decode(errors="surrogateescape"))
+                write_whole(self.folder / RECORDS_FILE, content)
 
     def _all_records(self) -> bytes:
         """Those of a round whose folder is gone, as of a run that was kept, stay as they are."""

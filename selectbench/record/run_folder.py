@@ -72,11 +72,11 @@ class PastRun(BaseModel, frozen=True):
     """What is wrong with the folder."""
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Replace a file at once: a reader sees the old text or the new one. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")  # processes of two machines may have one number
     try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")  # the same bytes on every system
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)

@@ -183,6 +183,12 @@ def test_a_bench_refuses_strangers_undisturbed_and_then_takes_its_node(bench: No
     held[0].close()
 
 
+def test_nodes_with_other_own_code_are_not_alike() -> None:
+    refusal = nodes.difference({**FACTS, "own_code": "ab"}, {**FACTS, "own_code": "cd"})
+    assert refusal == "all nodes of a run must be alike: own_code: ab on the first, cd on this one"
+    assert nodes.difference(FACTS, {**FACTS}) is None
+
+
 def test_a_node_comes_through_a_crowd_of_connections_that_say_nothing(
     bench: Nodes, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,12 +108,12 @@ def test_records_of_a_round_whose_folder_is_gone_stay(tmp_path: Path) -> None:
     run.gather()
     assert records.read_text() == "first\nsecond\nthird\n"
     shutil.rmtree(tmp_path / "rounds" / "0")
-    (tmp_path / "rounds" / "1" / "records.jsonl").write_text("second\nthird\nfourth")
+    (tmp_path / "rounds" / "1" / "records.jsonl").write_bytes(b"second\nthird\nfourth, torn: \xff")
     run.gather()
-    assert records.read_text() == "first\nsecond\nthird\nfourth\n"
+    assert records.read_bytes() == b"first\nsecond\nthird\nfourth, torn: \xff\n"
     shutil.rmtree(tmp_path / "rounds")
     run.gather()
-    assert records.read_text() == "first\nsecond\nthird\nfourth\n"
+    assert records.read_bytes() == b"first\nsecond\nthird\nfourth, torn: \xff\n"
 
 
 @pytest.mark.parametrize(
