@@ -153,8 +153,8 @@ def run(
         with my_turn():  # of two runs that start at once the second one sees which folder the first has chosen
             if slurm is None:
                 sweep_weights(results)
-                fresh = fresh or complete is not None
-                folder = _choose_folder(preparation, results, fresh=fresh, retry_failed=retried.failed)
+                newest = None if fresh else _newest(preparation, results, retry_failed=retried.failed)
+                folder = _choose_folder(preparation, results, newest if newest != complete else None)
             else:
                 assert preparation.round is not None
                 facts = facts_of(preparation)
@@ -303,13 +303,12 @@ def attend(run: SlurmRun, display: Display, notify: Notify) -> Result | None:
     return Result(run.folder, ranking, ExitCode.INTERRUPTED if missing else exit_code(stored.suite, run.folder))
 
 
-def _choose_folder(preparation: Preparation, results: Path, *, fresh: bool, retry_failed: bool) -> Path:
-    """The folder of the run to extend or to resume, else a new one. Raises UserError."""
+def _choose_folder(preparation: Preparation, results: Path, incomplete: Path | None) -> Path:
+    """The folder of the run to extend, else of the incomplete one, else a new one. Raises UserError."""
     if preparation.extended is not None:
         return _folder_to_extend(preparation, preparation.extended)
-    newest = None if fresh else _newest(preparation, results, retry_failed=retry_failed)
     digest = _fingerprint(preparation, preparation.suite)
-    return newest or create_run(results, preparation.suite, preparation.environment, digest)
+    return incomplete or create_run(results, preparation.suite, preparation.environment, digest)
 
 
 def _has_all(preparation: Preparation, folder: Path, retried: Retried) -> bool:
