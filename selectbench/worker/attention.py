@@ -98,17 +98,12 @@ _FUSED = re.compile(r"_scaled_dot_product_(\w+?)_attention(?:_for_[a-z]+|_overri
 class SdpaBackends:
     """Collects the backends of a training; every rank has its own."""
 
-    def __init__(self) -> None:
-        self._names: set[str] | None = None
-
-    @property
-    def names(self) -> list[str] | None:
-        """The backends, sorted; empty: the function was not called; None: the attention was not observed."""
-        return None if self._names is None else sorted(self._names)
+    names: list[str] | None = None
+    """The backends, sorted; empty: the function was not called; None: the attention was not observed."""
 
     def add(self, backends: Iterable[str]) -> None:
         """Add the backends of a forward pass or a graph, which may be none."""
-        self._names = (self._names or set()) | set(backends)
+        self.names = sorted({*(self.names or ()), *backends})
 
     def watch_first_forward(self, module: torch.nn.Module) -> None:
         """Observe the module's next forward pass with gradients; it must not be compiled."""

@@ -29,7 +29,7 @@ from selectbench.worker.runtime import set_tf32
 # The link between transformers' Trainer and the recorder.
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class StepReporter(TrainerCallback):  # type: ignore[misc]
     """Passes the results of the Trainer's steps to the recorder, and ends the training.
 
     A step ends with the optimizer's step: the schedule's step, later callbacks and the fetch of the next batches
@@ -186,35 +186,35 @@ def train(setting: Setting) -> Trained:
     cast_parameters(module, torch.float32, setting.world.device)
     optimizers = choices.optimizer.build(module)
     (optimizer,) = optimizers
-    watch = Watch(setting, optimizer)
+    reporter = StepReporter(setting, optimizer)
     if choices.compile.mode is None:
         setting.sdpa.watch_first_forward(module)
-    watch.note_compute_dtype()
+    reporter.note_compute_dtype()
     with unsupported_where_missing("framework hf_trainer"):
-        trainer = _trainer(setting, watch)
+        trainer = _trainer(setting, reporter)
     trainer.train()
-    assert watch.recorder is not None
+    assert reporter.recorder is not None
     dtype = dtype_name({parameter.dtype for parameter in module.parameters()})
     # The wrapper around the model, apart from torch.compile.
     outer_module = getattr(trainer.model_wrapped, "_orig_mod", trainer.model_wrapped)
     strategy = "single" if outer_module is module else type(outer_module).__name__
     return Trained(
-        watch.recorder, "transformers.Trainer", strategy, optimizers,
-        list(module.parameters()), watch.first, dtype if setting.world.size > 1 else None, working_dtype=dtype,
+        reporter.recorder, "transformers.Trainer", strategy, optimizers,
+        list(module.parameters()), reporter.first, dtype if setting.world.size > 1 else None, working_dtype=dtype,
     )  # fmt: skip
 
 
-def _trainer(setting: Setting, watch: Watch) -> Any:
-    schedule = LambdaLR(watch.optimizer, setting.share_at)
+def _trainer(setting: Setting, reporter: StepReporter) -> Any:
+    schedule = LambdaLR(reporter.optimizer, setting.share_at)
     trainer = _Trainer(
-        watch, model=setting.module, args=_arguments(setting), train_dataset=JobSequences(setting),
-        callbacks=[watch], compute_loss_func=watch.loss, optimizers=(watch.optimizer, schedule),
+        reporter, model=setting.module, args=_arguments(setting), train_dataset=JobSequences(setting),
+        callbacks=[reporter], compute_loss_func=reporter.loss, optimizers=(reporter.optimizer, schedule),
     )  # fmt: skip
     # Where the model is to be compiled the arguments switch TF32 on, and in fp32 on a GPU accelerate does so again.
     set_tf32(setting.order.choices.precision.tf32)
     trainer.remove_callback(PrinterCallback)
     accelerator = trainer.accelerator
-    watch.note_gradient_norm(accelerator)
+    reporter.note_gradient_norm(accelerator)
     strategy = setting.order.choices.strategy
     if isinstance(strategy, Ddp):
         settings = accelerator.ddp_handler
@@ -286,10 +286,10 @@ class JobSequences(Dataset[dict[str, torch.Tensor]]):
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
-    """Reads the data in order, and reports the model's inputs to the watch."""
+    """Reads the data in order, and reports the model's inputs to the reporter."""
 
-    def __init__(self, watch: Watch, **settings: Any) -> None:
-        self._watch = watch
+    def __init__(self, reporter: StepReporter, **settings: Any) -> None:
+        self._reporter = reporter
         super().__init__(**settings)
 
     def _get_train_sampler(self, *_: Any) -> SequentialSampler:
@@ -298,7 +298,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
         """The Trainer's own method, with the input tensors noted."""
-        self._watch.note_inputs(*inputs.values())
+        self._reporter.note_inputs(*inputs.values())
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        self._watch.enter("backward pass")
+        self._reporter.enter("backward pass")
         return loss
