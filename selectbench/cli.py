@@ -271,11 +271,9 @@ def plan(
     )  # fmt: skip
     outlook = preview(request, _notify)
     if as_json:
-        slurm = (outlook.slurm, outlook.script)
-        typer.echo(plan_as_json(outlook.plan, outlook.estimate, outlook.costs, outlook.notes, slurm))
+        typer.echo(plan_as_json(outlook))
     else:
-        document = plan_document(outlook.plan, outlook.estimate, outlook.notes, outlook.costs, outlook.slurm)
-        print_document(_console(), document)
+        print_document(_console(), plan_document(outlook))
         if outlook.script:
             typer.echo(f"\n{outlook.script}", nl=False)
 

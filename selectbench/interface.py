@@ -24,10 +24,11 @@ from selectbench.analysis.summary import counted, summarise
 from selectbench.choices.choice import Strict
 from selectbench.errors import ExitCode, UserError
 from selectbench.launch.display import Display, NotebookDisplay, make_display
-from selectbench.launch.preparation import Outlook, Request, budget_of, prepare_all, preview
+from selectbench.launch.preparation import Request, budget_of, prepare_all, preview
 from selectbench.launch.publish import COMMAND, StoredRun, compare_runs, read_run
 from selectbench.launch.site import read_site
 from selectbench.launch.trial import StopRequest
+from selectbench.planning.duration import Outlook
 from selectbench.record.record import Completed, Failed, Record
 from selectbench.record.run_folder import PAGE, find_run
 from selectbench.report import document as doc
@@ -231,8 +232,7 @@ class Plan(NotebookView):
     outlook: Outlook
 
     def _documents(self, _: Literal["terminal", "page"]) -> Sequence[doc.Document]:
-        outlook = self.outlook
-        return [terminal.plan_document(outlook.plan, outlook.estimate, outlook.notes, outlook.costs, outlook.slurm)]
+        return [terminal.plan_document(self.outlook)]
 
 
 class Comparison(NotebookView, list[Compared]):

@@ -222,7 +222,7 @@ def with_ratio(suite: Suite, metric: Metric, row: Row) -> Figure:
     if ratio == units.NOT_MEASURABLE:
         return Figure(f"{words}, its ratio to the baseline {ratio}", words)
     ratio_of_one, _ = metric.against(1.0, measured.ratio_low, measured.ratio_high, measured.value)
-    against = "the baseline" if ratio.endswith("x") else "against the baseline"
+    against = "against the baseline" if metric.difference_in else "the baseline"
     with_ends = f"{words}, {ratio} {against}{f' ({ends})' if ends else ''}"
     return Figure(with_ends, words, "" if ratio == ratio_of_one else ratio)
 

@@ -36,9 +36,8 @@ from selectbench.launch.references import reference_lines
 from selectbench.launch.site import job_script, limit_problems, plan_lines, read_site
 from selectbench.launch.trial import server_environment
 from selectbench.machine import INSTALL, Machine, inspect_machine, wrong_device_reason, wrong_system_reason
-from selectbench.planning.duration import Estimate, History, StageCost, estimate, past_trials, stage_costs
+from selectbench.planning.duration import History, Outlook, estimate, past_trials, stage_costs
 from selectbench.planning.plan import (
-    CANNOT_START,
     Plan,
     PlannedTrial,
     gpus_used,
@@ -514,29 +513,13 @@ def _power_of(planned: Planned, rounds: int) -> str:
 # What `plan` and `data` show: the run that would be, without launching anything, and its data.
 
 
-@dataclass(frozen=True)
-class Outlook:
-    """A plan, what it would cost, and notes on what is missing or unknown here."""
-
-    plan: Plan
-    """The contest's plan with the settings of the suite, before any search."""
-    estimate: Estimate | None
-    costs: list[StageCost]
-    """Costs of the stages in order; the contest is the last."""
-    notes: list[str]
-    slurm: list[str] = field(default_factory=list)
-    """Lines on the Slurm job and which limits it exceeds; empty: the run is on this machine."""
-    script: str = ""
-    """The job script that Slurm would get."""
-
-
 def preview(request: Request, notify: Notify) -> Outlook:
     """Plan only. Raises UserError for a wrong suite or data; what is missing or in use here is noted."""
     suite, machine = resolve(request)
-    site, notes = read_site(request.site, request.lanes), list[str]()
+    site, obstacles, notes = read_site(request.site, request.lanes), list[str](), list[str]()
     is_here = site.launcher == "local"
     if is_here and (reason := device_problem(request, suite)) is not None:
-        notes.append(f"{CANNOT_START}: {reason}")
+        obstacles.append(reason)
     if not is_here and suite.device == "cuda" and not machine.gpus:
         notes.append("planned for GPUs of which nothing is known: a site file may say `machine: 8 x H100-SXM-80GB`")
     elif suite.device == "cuda" and not machine.gpus:
@@ -559,7 +542,7 @@ def preview(request: Request, notify: Notify) -> Outlook:
             try:
                 prepared = prepare_data(suite, notify, downloads=False)
             except MissingPackageError as error:
-                notes += (f"{CANNOT_START}: {problem}" for problem in error.problems)
+                obstacles += error.problems
             except NotDownloadedError:
                 for dataset in streamed_datasets(suite.built.data):
                     size = units.size(download_bytes(dataset))
@@ -567,10 +550,10 @@ def preview(request: Request, notify: Notify) -> Outlook:
         for model in uncached_models(suite):
             notes.append(f"model.pretrained: {visible(model.pretrained)} is not in the hub's cache: {HUB_FIX}")
         if reason is not None:
-            notes.append(f"{CANNOT_START}: {reason}; planned as if it could, with what {INSTALL} brings")
+            obstacles.append(f"{reason}; planned as if it could, with what {INSTALL} brings")
             machine = machine.with_training()
         elif not machine.trains:
-            notes.append(f"{CANNOT_START}: torch is not installed: {INSTALL}; planned as if it were")
+            obstacles.append(f"torch is not installed: {INSTALL}; planned as if it were")
             machine = machine.with_training()
     lanes, need = lanes_of(site.lanes, with_machine_choices(suite, machine, prepared), machine)
     if machine.gpus and is_here:
@@ -584,19 +567,18 @@ def preview(request: Request, notify: Notify) -> Outlook:
     machine = machine.in_lanes(lanes) if lanes > 1 else machine
     plan = make_plan(with_machine_choices(suite, machine, prepared), machine, prepared, code_sha256(), facts)
     notes += reference_lines(suite, prepared) if prepared is not None else ()
-    return _outlook_of(
-        request, Planned(machine, prepared, plan, checks_interference=request.interference_check), notes
-    )
+    planned = Planned(machine, prepared, plan, checks_interference=request.interference_check)
+    return _outlook_of(request, planned, obstacles, notes)
 
 
-def _outlook_of(request: Request, planned: Planned, notes: list[str]) -> Outlook:
+def _outlook_of(request: Request, planned: Planned, obstacles: list[str], notes: list[str]) -> Outlook:
     suite, machine = planned.suite, planned.machine
     history = past_trials(request.results / suite.name, machine)
     if request.budget_seconds is not None:
         planned, rounds = cut_to_budget(request.budget_seconds, planned, history)
         notes += rounds
     costs = stage_costs([(title, stage.plan) for title, stage in stages(planned, [])], machine, history)
-    outlook = Outlook(planned.plan, estimate(planned.plan, machine, history), costs, notes)
+    outlook = Outlook(planned.plan, estimate(planned.plan, machine, history), costs, obstacles, notes)
     site = read_site(request.site, request.lanes)
     if site.launcher == "local":
         return outlook

@@ -151,6 +151,26 @@ class StageCost:
     """Part of `seconds` that is spent waiting for the interpreters' imports, once in a run."""
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """A plan, what it would cost, and what is missing or unknown here."""
+
+    plan: Plan
+    """The contest's plan with the settings of the suite, before any search."""
+    estimate: Estimate | None = None
+    """Times of trials; None: not even a rough one."""
+    costs: Sequence[StageCost] = ()
+    """Costs of the stages in order; the contest is the last."""
+    obstacles: Sequence[str] = ()
+    """Why the run cannot start here."""
+    notes: Sequence[str] = ()
+    """What is missing here or taken for granted."""
+    slurm: Sequence[str] = ()
+    """Lines on the Slurm job and which limits it exceeds; empty: the run is on this machine."""
+    script: str = ""
+    """The job script that Slurm would get."""
+
+
 def stage_costs(stages: Sequence[tuple[str, Plan]], machine: Machine, history: History) -> list[StageCost]:
     """Cost of every stage of a run, given by title and plan in order; the first one waits for the imports."""
     costs = [_stage_cost(title, plan, machine, history) for title, plan in stages]

@@ -165,10 +165,6 @@ class PlannedOption:
     """Expected peak of a GPU's memory; None: on a CPU, or for a model that the formulas do not know."""
 
 
-CANNOT_START = "this run cannot start here"
-"""Beginning of a note that says why; such notes are printed first, below the title."""
-
-
 @dataclass(frozen=True)
 class PlannedTrial:
     """A trial with its round and phase."""

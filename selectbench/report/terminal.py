@@ -20,8 +20,8 @@ from selectbench import units
 from selectbench.analysis.gate import Change, Compared, Gate
 from selectbench.analysis.tuning import EXTENSIONS
 from selectbench.gpu.devices import MatmulDtype, peak_flops_per_second
-from selectbench.planning.duration import Estimate, StageCost
-from selectbench.planning.plan import CANNOT_START, Plan, PlannedOption
+from selectbench.planning.duration import Estimate, Outlook, StageCost
+from selectbench.planning.plan import Plan, PlannedOption
 from selectbench.record.environment import Calibration
 from selectbench.record.run_folder import PastRun
 from selectbench.report import document as doc
@@ -167,11 +167,9 @@ def _sum_of_known(values: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(values) else None
 
 
-def plan_as_json(
-    plan: Plan, estimate: Estimate | None, costs: Sequence[StageCost] = (), notes: Sequence[str] = (),
-    slurm: tuple[Sequence[str], str] = ((), ""),
-) -> str:  # fmt: skip
-    """The plan as JSON; `slurm`: lines on how it runs under Slurm, and the script."""
+def plan_as_json(outlook: Outlook) -> str:
+    """The plan as JSON, with what its stages cost."""
+    plan, costs = outlook.plan, outlook.costs
     content: dict[str, Any] = {
         "suite": plan.suite.name, "profile": plan.suite.profile, "device": plan.suite.device,
         "baseline": plan.suite.baseline, "parameters": plan.parameters, "tokens_per_trial": plan.tokens,
@@ -180,14 +178,18 @@ def plan_as_json(
         "expected_seconds": _sum_of_known([cost.seconds for cost in costs]),
         "stages": [asdict(cost) for cost in costs],
         "own_code_sha256": plan.own_code_sha256, "warnings": plan.warnings,
-        "notes": list(notes), "saved_bytes": plan.saved_bytes, "lanes": plan.lanes, "nodes": plan.nodes,
-        "options": [_option_as_json(plan, planned, estimate) for planned in plan.options],
+        "notes": [*_obstacle_lines(outlook), *outlook.notes], "saved_bytes": plan.saved_bytes, "lanes": plan.lanes,
+        "nodes": plan.nodes, "options": [_option_as_json(plan, p, outlook.estimate) for p in plan.options],
         "trials": [{"trial_id": p.trial.trial_id, "option": p.trial.option, "seed": p.trial.seed, "round": p.round}
                    for p in plan.trials],
     }  # fmt: skip
-    if slurm[1]:
-        content["slurm"] = {"told": list(slurm[0]), "script": slurm[1]}
+    if outlook.script:
+        content["slurm"] = {"told": list(outlook.slurm), "script": outlook.script}
     return json.dumps(content, indent=2)
+
+
+def _obstacle_lines(outlook: Outlook) -> list[str]:
+    return [f"this run cannot start here: {obstacle}" for obstacle in outlook.obstacles]
 
 
 def _option_as_json(plan: Plan, planned: PlannedOption, estimate: Estimate | None) -> dict[str, Any]:
@@ -213,19 +215,16 @@ def _option_as_json(plan: Plan, planned: PlannedOption, estimate: Estimate | Non
     }  # fmt: skip
 
 
-def plan_document(
-    plan: Plan, estimate: Estimate | None, notes: Sequence[str], costs: Sequence[StageCost] = (),
-    slurm: Sequence[str] = (),
-) -> doc.Document:  # fmt: skip
-    """What would run, and first why it can't. `slurm`: lines on how it runs under Slurm."""
-    obstacles = [line for line in notes if line.startswith(CANNOT_START)]
-    *stages, answer = _cost_lines(plan, estimate, costs)
+def plan_document(outlook: Outlook) -> doc.Document:
+    """What would run, and first why it can't."""
+    plan, estimate = outlook.plan, outlook.estimate
+    *stages, answer = _cost_lines(plan, estimate, outlook.costs)
     unsupported = [f"{o.option.name}: unsupported: {o.unsupported}" for o in plan.options if o.unsupported]
-    details = [*unsupported, *_settings_lines(plan.suite), *stages, *slurm]
-    warnings = [*plan.warnings, *(line for line in notes if line not in obstacles)]
+    details = [*unsupported, *_settings_lines(plan.suite), *stages, *outlook.slurm]
+    head = (plan.suite.question, answer, not outlook.obstacles)
     return doc.Document(
-        plan.suite.name, doc.warnings(warnings), plan.suite.question, answer, is_decided=not obstacles,
-        opening=(*(doc.Paragraph(line, is_strong=True) for line in obstacles),
+        plan.suite.name, doc.warnings([*plan.warnings, *outlook.notes]), *head,
+        opening=(*(doc.Paragraph(line, is_strong=True) for line in _obstacle_lines(outlook)),
                  doc.Listing(list(_plan_lines(plan))), _plan_table(plan, estimate), doc.Listing(details)),
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from selectbench.errors import UserError
 from selectbench.gpu.devices import Gpu
 from selectbench.launch.publish import suite_of_option
 from selectbench.machine import Machine, inspect_machine
+from selectbench.planning.duration import Outlook
 from selectbench.planning.plan import FITTING_SHARE, Plan, make_plan, with_machine_choices
 from selectbench.record.run_folder import suite_text
 from selectbench.report.terminal import plan_as_json, plan_document, print_document
@@ -240,14 +241,14 @@ def test_the_plan_says_what_was_taken_and_why(suite_file: Path) -> None:
     plan = make_plan(suite, machine, None, "code")
     console = Console(width=200, record=True, color_system=None)
     with console.capture() as captured:
-        print_document(console, plan_document(plan, None, []))
+        print_document(console, plan_document(Outlook(plan)))
     shown = captured.get()
     why = "as compute capability 7.5 has no bf16, which needs 8.0 (asked: auto)"
     assert f"precision: fp16_mixed, {why}\n" in shown
     assert "micro_batch_size: 4, as eager is expected to take " in shown
     assert ", at most 85% of the 15.0 GiB of Tesla T4 (asked: at_most 4)\n" in shown
     assert "memory" in shown
-    content = json.loads(plan_as_json(plan, None))
+    content = json.loads(plan_as_json(Outlook(plan)))
     assert [(one["setting"], one["taken"]) for one in content["machine_choices"]] == [
         ("precision", "fp16_mixed"), ("micro_batch_size", "4"),
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from selectbench.data.prepare import prepare
 from selectbench.errors import UserError
 from selectbench.machine import Machine
-from selectbench.planning.duration import History, estimate
+from selectbench.planning.duration import History, Outlook, estimate
 from selectbench.planning.plan import (
     Plan,
     heldout_warnings,
@@ -258,10 +258,10 @@ def test_the_plan_shows_how_every_option_is_laid_out(suite_file: Path) -> None:
     plan = planned(load_suite(str(suite_file), device="cpu", settings=settings, seeds="0"))
     console = Console(width=160, record=True, color_system=None)
     with console.capture() as captured:
-        print_document(console, plan_document(plan, None, []))
+        print_document(console, plan_document(Outlook(plan)))
     assert "ddp x 2 ranks, hf_trainer" in captured.get()
     assert "zero 3 x 2 ranks" in captured.get()
-    whole, halves = json.loads(plan_as_json(plan, None))["options"]
+    whole, halves = json.loads(plan_as_json(Outlook(plan)))["options"]
     assert (whole["strategy"]["name"], whole["world_size"], whole["framework"]) == ("ddp", 2, "hf_trainer")
     assert (halves["strategy"]["stage"], halves["framework"], halves["python"]) == (3, "native", None)
 
@@ -274,13 +274,13 @@ def test_the_plan_says_what_is_tuned(suite_file: Path) -> None:
     plan = planned(load_suite(str(suite_file), device="cpu", settings=settings))
     console = Console(width=160, record=True, color_system=None)
     with console.capture() as captured:
-        print_document(console, plan_document(plan, None, []))
+        print_document(console, plan_document(Outlook(plan)))
     assert "tuned for each option first: optimizer.lr, optimizer.warmup_fraction\n" in captured.get()
     narrow = Console(width=12, color_system=None)
     with narrow.capture() as captured:
-        print_document(narrow, plan_document(plan, None, []))
+        print_document(narrow, plan_document(Outlook(plan)))
     assert "…" in captured.get(), "a number that has no room is cut with a mark"
-    content = json.loads(plan_as_json(plan, None))
+    content = json.loads(plan_as_json(Outlook(plan)))
     assert [option["warmup_steps"] for option in content["options"]] == [2, 3]
     assert content["tuned"] == ["optimizer.lr", "optimizer.warmup_fraction"]
 
@@ -313,7 +313,7 @@ QWEN = {
 
 def shown(plan: Plan) -> str:
     console = Console(width=400, record=True, color_system=None)
-    print_document(console, plan_document(plan, None, []))
+    print_document(console, plan_document(Outlook(plan)))
     return console.export_text()
 
 
@@ -339,7 +339,7 @@ def test_a_configuration_file_s_vocabulary_parameters_and_unused_rows_are_told(
     )
     inside = f"{copies * 2000 * 64 / plan.parameters:.0%}"
     assert f"model: about {plan.parameters:,} parameters, {inside} in embeddings of 2,000 tokens\n" in shown(plan)
-    (option, _) = json.loads(plan_as_json(plan, None))["options"]
+    (option, _) = json.loads(plan_as_json(Outlook(plan)))["options"]
     assert (option["vocab_size"], option["tokenizer_entries"]) == (2000, 300)
     mended = load_suite(str(suite_file), device="cpu", settings=[*asked, "job.model.vocab_size=300"])
     assert not [line for line in planned(mended).warnings if "rows" in line]
