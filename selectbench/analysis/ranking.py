@@ -14,7 +14,16 @@ from selectbench.analysis.identity import certify
 from selectbench.analysis.lanes import describe_lanes, describe_nodes, lane_count, lanes_in_answer, nodes_in_answer
 from selectbench.analysis.metrics import is_unclean, state_of
 from selectbench.analysis.recommendation import Figure, counts, figure, to_loss, verdicts, with_pareto, with_ratio
-from selectbench.analysis.result import Certificate, ExtraSeeds, Failure, MetricValue, Ranking, Row, Violation
+from selectbench.analysis.result import (
+    Certificate,
+    ConstraintFailure,
+    ExtraSeeds,
+    Failure,
+    MetricValue,
+    Ranking,
+    Row,
+    Violation,
+)
 from selectbench.analysis.scores import score_differences
 from selectbench.analysis.screening import unscreened
 from selectbench.analysis.scripts import pause_notes, repeats_in_answer, script_warnings
@@ -102,7 +111,8 @@ def _rows(contest: Contest, certificates: Mapping[str, Certificate]) -> list[Row
 def _row(contest: Contest, summary: Summary, identity: Certificate) -> Row:
     suite, judged = contest.suite, identity.comparable is True
     constraints = contest.constraints(summary.name) if judged else []
-    broken = [f"{c.constraint}: {c.detail}" for c in constraints if c.verdict == "fails"]
+    failing = [c for c in constraints if c.verdict == "fails"]
+    broken = [ConstraintFailure(constraint=c.constraint, detail=c.detail) for c in failing]
     broken += [gap] if judged and (gap := objective_gap(suite, summary)) else []
     control = is_control(suite, summary.name)
     return Row(

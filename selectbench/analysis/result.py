@@ -457,7 +457,7 @@ class Nodes(Parts):
 
 SCHEMA_VERSION = 3
 """Grows when a key's meaning changes; keys are added without it. With 1, rows were dominated by means too;
-with 2, the figures of a row's `gpu.state` were keys of `gpu`, and what is not verified was text."""
+with 2, the figures of a row's `gpu.state` were keys of `gpu`, and what is not verified and what failed was text."""
 
 
 class MetricValue(JsonObject):
@@ -491,6 +491,15 @@ class Failure(JsonObject):
     detail: str
     note: str | None = None
     """Why it is no finding about the option: the state of the GPUs may have caused it."""
+
+
+class ConstraintFailure(JsonObject):
+    """Something that a row does not hold, so that it is not ranked."""
+
+    constraint: str
+    """A constraint of the suite, or that every seed has a figure of the objective."""
+    detail: str
+    """What was measured instead."""
 
 
 class ConstraintVerdict(JsonObject):
@@ -622,7 +631,7 @@ class Row(Sparse):
     """Whether it may be ranked: it completed a seed, did the same job, fails no constraint and is no control."""
     constraints: list[ConstraintVerdict]
     """A verdict on each constraint, in the suite's order; empty where nothing completed or the job was another."""
-    constraint_failures: list[str]
+    constraint_failures: list[ConstraintFailure]
     """Why it is not eligible though it completed: constraints that fail, or what the objective lacks."""
     identity: Certificate
     notes: list[str]

@@ -12,7 +12,7 @@ import numpy as np
 
 from selectbench.analysis import metrics
 from selectbench.analysis.lanes import doubts
-from selectbench.analysis.result import Screening
+from selectbench.analysis.result import ConstraintFailure, Screening
 from selectbench.analysis.screening import screenings
 from selectbench.record.record import Completed, EvaluationPoint, Failed, Measurement, Record, has_ended
 from selectbench.record.run_folder import last_attempts
@@ -424,16 +424,20 @@ def below_the_floor(measurement: Measurement) -> bool:
     return excess is not None and error is not None and excess < -FLOOR_ERRORS * error
 
 
-def objective_gap(suite: Suite, summary: Summary) -> str | None:
+def objective_gap(suite: Suite, summary: Summary) -> ConstraintFailure | None:
     """Why an option can't be ranked by the seeds that have the figure; None: they do not flatter it."""
     metric = suite.decide.objective
     if unknown := summary.unknown(metric):
-        return f"{metric} of every seed: none with {seeds_words(unknown)}"
+        return ConstraintFailure(constraint=f"{metric} of every seed", detail=f"none with {seeds_words(unknown)}")
     if lost := summary.lost_words(metric):
-        return f"{metric} of every seed: {lost}"
+        return ConstraintFailure(constraint=f"{metric} of every seed", detail=lost)
     without = summary.without_ratio(metric)
     only_some = 0 < len(without) < len(summary.values[metric])  # where all are so, nothing is left to rank by
-    return f"{metric} above 0 with every seed: not with {seeds_words(without)}" if only_some else None
+    if not only_some:
+        return None
+    return ConstraintFailure(
+        constraint=f"{metric} above 0 with every seed", detail=f"not with {seeds_words(without)}"
+    )
 
 
 def memory_warnings(summaries: Sequence[Summary]) -> list[str]:

@@ -384,6 +384,11 @@ def unknown_state_lines(ranking: Ranking) -> list[str]:
     ]
 
 
+def constraint_failure_lines(row: Row) -> list[str]:
+    """A line for each constraint that the row fails."""
+    return [f"{failure.constraint}: {failure.detail}" for failure in row.constraint_failures]
+
+
 def cause_lines(ranking: Ranking) -> list[str]:
     """One line for each cause why an option is not ranked, or not with all its seeds."""
     lines = []
@@ -393,7 +398,7 @@ def cause_lines(ranking: Ranking) -> list[str]:
         failures = {f"{f.kind}: {first_line(f.detail, 160)}{note_in_brackets(f)}": None for f in row.failures}
         open_constraints = [c for c in row.constraints if c.verdict in _OPEN_VERDICTS]
         unjudged = [f"{_OPEN_VERDICTS[c.verdict]}: {c.constraint}: {c.detail}" for c in open_constraints]
-        causes = (*row.constraint_failures, *failures, *unjudged, *row.notes)
+        causes = (*constraint_failure_lines(row), *failures, *unjudged, *row.notes)
         lines += [f"{one_line(row.option)}: {cause}" for cause in causes]
     return [*lines, *unknown_state_lines(ranking), *_mark_notes(ranking, columns_of("terminal"))]
 

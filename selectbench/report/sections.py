@@ -150,8 +150,8 @@ def _constraint_section(ranking: Ranking) -> Iterator[doc.Section]:
             for c in row.constraints
         )  # fmt: skip
         judged = {c.constraint for c in row.constraints}
-        failures = (failure.partition(": ") for failure in row.constraint_failures)
-        cells += ([row.option, name, "fails", value, ""] for name, _, value in failures if name not in judged)
+        others = (failure for failure in row.constraint_failures if failure.constraint not in judged)
+        cells += ([row.option, failure.constraint, "fails", failure.detail, ""] for failure in others)
     reasons = {(verdict, detail) for _, _, verdict, detail, _ in cells}  # of one for all the answer speaks
     if len(reasons) > 1 or any(verdict != "not judged" for verdict, _ in reasons):
         heads = ("option", "constraint", "verdict", "found", "to settle it")
@@ -542,7 +542,8 @@ def _place_in_ranking(ranking: Ranking, row: Row) -> list[doc.Block]:
     how = f"differs from the baseline {one_line(ranking.baseline)} in {differs}"
     opening = f"{place}; {'is the baseline' if row.option == ranking.baseline else how}."
     screened = [screened_words(row.screening)] if row.screening and row.status == "screened_out" else []
-    notes = [*screened, *row.constraint_failures, *report_ranking.violation_lines(row), *row.notes]
+    failures = report_ranking.constraint_failure_lines(row)
+    notes = [*screened, *failures, *report_ranking.violation_lines(row), *row.notes]
     return [doc.Paragraph(opening), doc.Listing(notes)]
 
 

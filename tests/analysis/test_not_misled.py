@@ -17,7 +17,7 @@ from selectbench.analysis.recommendation import with_ratio
 from selectbench.analysis.result import Ranking, Row
 from selectbench.errors import UserError
 from selectbench.record.record import SETTINGS, Record
-from selectbench.report.ranking import table_notes, violation_text
+from selectbench.report.ranking import constraint_failure_lines, table_notes, violation_text
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import BestOf, Suite
 
@@ -476,7 +476,9 @@ def test_seeds_without_the_figure_leave_a_constraint_and_a_gate_open() -> None:
     assert hold_gate(*_as_runs("b", untimed, whole), speeds).verdict == "inconclusive"
     unranked = rank(suite_of("base", "b"), untimed)
     assert [found.option for found in unranked.rows if found.rank] == ["base"]
-    assert row(unranked, "b").constraint_failures == ["tokens_per_second of every seed: none with seeds 1, 3, 4"]
+    assert constraint_failure_lines(row(unranked, "b")) == [
+        "tokens_per_second of every seed: none with seeds 1, 3, 4"
+    ]
 
 
 def test_a_loss_below_the_sources_own_never_ranks() -> None:
@@ -707,7 +709,7 @@ def test_the_seeds_that_are_left_of_an_option_judge_it_by_nothing_that_the_other
     assert poor.against_baseline is not None
     assert (lucky.rank, lucky.against_baseline.decision) == (None, "undecided")
     assert poor.against_baseline.decision == "worse"  # even its lucky seeds are
-    assert f"{objective} of every seed: {how} with seeds 3, 4" in lucky.constraint_failures
+    assert f"{objective} of every seed: {how} with seeds 3, 4" in constraint_failure_lines(lucky)
     assert all(found.option != "a" for found in ranking.verdicts if found.name != "smallest_memory")
     assert row(ranking, "base").dominated_by == []
     assert "a is the" not in ranking.answer

@@ -12,6 +12,7 @@ from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Ranking, Row
 from selectbench.analysis.summary import centre
 from selectbench.record.record import Record
+from selectbench.report.ranking import constraint_failure_lines
 
 BF16 = ("bf16", {"precision": {"name": "bf16_mixed"}})
 FP16 = ("fp16", {"precision": {"name": "fp16_mixed"}})
@@ -83,7 +84,7 @@ def test_a_faster_option_that_fails_the_constraint_is_not_ranked_and_named() -> 
     records = trials("fp32", [100, 101, 102]) + trials("bf16", [200, 201, 202], loss=5.6)
     ranking = rank(make_suite("fp32", BF16), records)
     assert [(r.option, r.rank, r.eligible) for r in ranking.rows] == [("fp32", 1, True), ("bf16", None, False)]
-    (why,) = row(ranking, "bf16").constraint_failures
+    (why,) = constraint_failure_lines(row(ranking, "bf16"))
     assert why == "final_perplexity <= 1.01x baseline: final_perplexity is 1.105x baseline"
     assert "Not ranked: bf16 (fails a constraint)." in ranking.answer
 
@@ -105,7 +106,7 @@ def test_a_diverged_seed_is_not_equal_quality() -> None:
     records = trials("fp32", [100] * 3) + trials("bf16", [200] * 2) + [make_failure("bf16", 2, "diverged")]
     found = row(rank(make_suite("fp32", BF16), records), "bf16")
     assert (found.status, found.n, found.rank) == ("partial", 2, None)
-    assert "diverged with seed 2" in found.constraint_failures[0]
+    assert "diverged with seed 2" in found.constraint_failures[0].detail
 
 
 @pytest.mark.parametrize("changes", [{"quick": True}, {"job": {"eval": "none"}}])
