@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,17 @@ MOST_INTERACTIONS = 5
 class Factor:
     """A dimension in which the options differ, and those that always change with it."""
 
-    name: str
+    settings: tuple[str, ...]
+    """The dimensions, or settings of a dimension, that always change together."""
     levels: Mapping[str, str]
-    """The level of each option."""
+    """The level of each option, by the first of the settings."""
     base: str
     """The baseline's level."""
+
+    @property
+    def name(self) -> str:
+        """`optimizer.lr = optimizer.weight_decay`."""
+        return " = ".join(self.settings)
 
     @property
     def others(self) -> list[str]:
@@ -71,9 +77,9 @@ def factors_of(options: Sequence[Option], baseline: str, excluded: frozenset[str
         level_numbers = {level: number for number, level in enumerate(dict.fromkeys(levels.values()))}
         key = tuple(level_numbers[levels[option.name]] for option in options)
         if key not in factors:
-            factors[key] = Factor(name, levels, levels[baseline])
-        elif name.count(".") == factors[key].name.count("."):
-            factors[key] = Factor(f"{factors[key].name} = {name}", factors[key].levels, factors[key].base)
+            factors[key] = Factor((name,), levels, levels[baseline])
+        elif name.count(".") == factors[key].settings[0].count("."):
+            factors[key] = replace(factors[key], settings=(*factors[key].settings, name))
     return list(factors.values())
 
 
@@ -168,7 +174,9 @@ def _gains(rows: Sequence[Row], factors: Sequence[Factor], effects: Sequence[Eff
     if best is None or not ratio:
         return {"best": None, "best_ratio": None, "shares": [], "together": None}
     known = {(effect.factor, effect.level): effect.ratio for effect in effects}
-    levels = [(factor.name, factor.levels[best.option]) for factor in factors]
-    shares = [Share(factor=f, level=level, ratio=known[f, level]) for f, level in levels if (f, level) in known]
+    shares = [
+        Share(factor=factor.name, settings=list(factor.settings), level=level, ratio=known[factor.name, level])
+        for factor in factors if (factor.name, level := factor.levels[best.option]) in known
+    ]  # fmt: skip
     product = math.prod(share.ratio for share in shares)
     return {"best": best.option, "best_ratio": ratio, "shares": shares, "together": ratio / product}

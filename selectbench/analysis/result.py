@@ -192,6 +192,8 @@ class Share(JsonObject):
     """One factor's part in the gain of the best row over the baseline."""
 
     factor: str
+    settings: list[str]
+    """The factor's settings, which always change together and so share one effect."""
     level: str
     ratio: Number
     """The level's main effect on the objective."""

@@ -347,7 +347,7 @@ def _factor_lines(ranking: Ranking) -> list[str]:
         return []
     parts = []
     for share in view.shares:
-        first, *others = share.factor.split(" = ")  # factors that always change together share one effect
+        first, *others = share.settings
         with_others = f" (with {one_line(', '.join(others))})" if others else ""
         effect = next(e for e in view.effects if (e.factor, e.level) == (share.factor, share.level))
         differs = effect.low is not None and effect.high is not None and not effect.low <= 1 <= effect.high

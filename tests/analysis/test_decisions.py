@@ -346,6 +346,17 @@ class TestFactors:
             "tokenizer": {"base": "bpe 512", "bytes": "bytes", "deep": "bpe 2048"},
         }
 
+    def test_all_settings_that_change_together_are_one_factor(self) -> None:
+        sizes: list[Any] = [
+            (f"{precision} {n}", {"precision": {"name": precision}, "model": {
+                "family": "gpt2", "n_layer": n, "n_embd": 64 * n, "n_head": n}})
+            for precision in ("fp32", "bf16_mixed") for n in (2, 4)
+        ]  # fmt: skip
+        precision, size = factors_of(make_suite(*sizes).options, "fp32 2")
+        assert precision.settings == ("precision",)
+        assert set(size.settings) == {"model.n_layer", "model.n_embd", "model.n_head"}
+        assert size.levels["fp32 4"] in ("4", "256")
+
     def test_named_options_are_no_grid(self) -> None:
         suite = make_suite("base", option("a", 1), option("b", 2), **FIVE)
         assert rank(suite, trials("base", [100] * 5)).factors is None
