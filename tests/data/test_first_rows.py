@@ -1,10 +1,9 @@
 """The first rows of a data set: read as they are downloaded, keyed by the commit, and kept."""
 
 import os
-import subprocess
-import sys
 
 import datasets
+import forking
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -116,10 +115,8 @@ def test_offline_the_web_profile_is_refused_with_the_line_that_works(suite, tmp_
         "SELECTBENCH_CACHE": str(tmp_path),
     }
     for command in ("plan", "run", "data"):
-        done = subprocess.run(
-            [sys.executable, "-m", "selectbench", command, suite, "--profile", "web"],
-            env=environment, capture_output=True, text=True, cwd=tmp_path,
-        )  # fmt: skip
+        called = ["-m", "selectbench", command, suite, "--profile", "web"]
+        done = forking.run(forking.BENCH, called, tmp_path, environment, 60)
         assert done.returncode == 2
         assert f"without a network this works: selectbench run {suite}\n" in done.stderr
 

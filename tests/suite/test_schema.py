@@ -21,7 +21,7 @@ def problems(text: str, folder) -> list[Any]:
 
 
 def test_it_is_a_schema():
-    Draft202012Validator.check_schema(json_schema())
+    Draft202012Validator.check_schema(SCHEMA.schema)
 
 
 @pytest.mark.parametrize("name", names())
@@ -84,7 +84,7 @@ def test_mistakes_are_refused(text, tmp_path):
 
 
 def test_every_key_and_choice_is_described():
-    schema = json_schema()
+    schema = SCHEMA.schema
     for key, shape in schema["properties"].items():
         named = schema["$defs"].get(shape.get("$ref", "").removeprefix("#/$defs/"), {})
         assert shape.get("description") or named.get("description"), key

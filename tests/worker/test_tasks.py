@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from dataclasses import replace
@@ -163,17 +164,28 @@ def test_two_ranks_train_what_one_process_trains(launched, prepared, task, accum
 STRATEGIES = [{"name": "fsdp"}, {"name": "zero", "stage": 2}, {"name": "zero", "stage": 3}]
 
 
+@pytest.fixture(scope="module")
+def alone(launched_for_all, prepared):
+    """What one process trains of four steps of a task, once for all strategies, with its series."""
+
+    @functools.cache
+    def train(task):
+        job = {**JOBS[task], "max_steps": 4}
+        return on(launched_for_all, prepared[task]).finished(job=job), launched_for_all.series()
+
+    return train
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
 @pytest.mark.parametrize("task", ["masked_lm", "t5", "bart"])
-def test_sharded_ranks_train_what_one_process_trains(launched, prepared, task, strategy):
+def test_sharded_ranks_train_what_one_process_trains(launched, alone, prepared, task, strategy):
+    single, found = alone(task)
     job = {**JOBS[task], "max_steps": 4}
-    alone = on(launched, prepared[task]).finished(job=job)
-    found = launched.series()
-    shared = launched.finished(job=job, micro_batch_size=4, world_size=2, strategy=strategy)
+    shared = on(launched, prepared[task]).finished(job=job, micro_batch_size=4, world_size=2, strategy=strategy)
     both = launched.series()
     assert both["loss_nats_per_token"] == pytest.approx(found["loss_nats_per_token"], rel=2e-6)
     assert both["gradient_norm"] == pytest.approx(found["gradient_norm"], rel=2e-5)
-    assert shared.measurement.final_loss == pytest.approx(alone.measurement.final_loss, rel=1e-5)
+    assert shared.measurement.final_loss == pytest.approx(single.measurement.final_loss, rel=1e-5)
 
 
 # Padding
