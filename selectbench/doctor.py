@@ -21,6 +21,7 @@ from statistics import median
 from typing import Any, Literal
 from uuid import uuid4
 
+import pynvml
 from packaging.requirements import Requirement
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -33,7 +34,7 @@ from selectbench.choices.execution import ACCELERATE_INSTALL, DEEPSPEED_INSTALL
 from selectbench.choices.optimizer import SCHEDULE_FREE_INSTALL
 from selectbench.data.prepared import cache_root
 from selectbench.errors import MissingPackageError, UserError
-from selectbench.gpu.devices import Gpu, gpus, problem
+from selectbench.gpu.devices import Gpu, gpus, problem, read_memory, read_processes, read_state, started
 from selectbench.launch.gpus import Notify, claim_gpus
 from selectbench.launch.preparation import check_torch_shows
 from selectbench.launch.site import Site, limit_problems, slurm
@@ -54,7 +55,7 @@ from selectbench.machine import (
     wrong_system_reason,
 )
 from selectbench.planning.plan import GpuNeed
-from selectbench.record.environment import Calibration, Rate, write_calibration
+from selectbench.record.environment import Calibration, Rate, read_calibration, write_calibration
 from selectbench.text import some
 
 Status = Literal["ok", "limited", "broken"]
@@ -72,6 +73,23 @@ class Finding:
     """What the check found."""
     fix: str | None = None
     """How to mend it."""
+
+
+CALIBRATE = "selectbench doctor --calibrate"
+NEWER = "a newer driver may report more; some boards and virtual GPUs never do"
+COSTS = {
+    "memory": "device memory is not known",
+    "reserved memory": "what the driver keeps for itself counts as used",
+    "utilization": "work of others before a trial goes unseen",
+    "instant power": "the energy counter is checked against nothing",
+    "average power": "",
+    "energy counter": "energy comes from power readings",
+    "temperature": "",
+    "SM clock": "",
+    "clock event reasons": "throttling goes unseen, every trial's state is unknown",
+    "process list": "others on the GPU go unseen, every trial's state is unknown",
+}
+"""What is lost where a driver does not report a quantity, in the order in which quantities are named."""
 
 
 COLABS_DRIVER = Path("/usr/lib64-nvidia")
@@ -100,6 +118,49 @@ def check_colab() -> Iterator[Finding]:
     if release is not None and here.is_relative_to("/content") and not here.is_relative_to("/content/drive"):
         fix = 'mount Drive, and keep runs there: results="/content/drive/MyDrive/results"'
         yield Finding("Colab", "limited", f"{release}; {here} is lost with the runtime", fix)
+
+
+def check_meters() -> Iterator[Finding]:
+    """For each GPU, which quantities its driver reports, and what is lost without the others."""
+    for number, gpu in enumerate(gpus()):
+        subject = f"meters of GPU {number}"
+        try:
+            with started():
+                handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+                memory, state, processes = read_memory(handle), read_state(handle), read_processes(handle)
+        except pynvml.NVMLError as error:
+            yield Finding(subject, "limited", f"it does not answer: {error}", "look at nvidia-smi")
+            continue
+        readings = (
+            memory, memory and memory.reserved_bytes, state.utilization, state.instant_power_watts,
+            state.average_power_watts, state.energy_joules, state.temperature_celsius, state.sm_clock_hertz,
+            state.clock_limits, processes,
+        )  # fmt: skip
+        known = {name: reading is not None for name, reading in zip(COSTS, readings, strict=True)}
+        reported = ", ".join(name for name in COSTS if known[name]) or "nothing"
+        missing = [name + (f" ({cost})" if cost else "") for name, cost in COSTS.items() if not known[name]]
+        if missing:
+            yield Finding(subject, "limited", f"{reported}; not reported: {', '.join(missing)}", NEWER)
+        else:
+            yield Finding(subject, "ok", reported)
+
+
+def check_calibration() -> Iterator[Finding]:
+    """For each GPU, the rates of matrix products that were measured on it."""
+    for number, gpu in enumerate(gpus()):
+        subject = f"calibration of GPU {number}"
+        try:
+            stored = read_calibration(gpu.uuid)
+        except UserError as error:
+            yield Finding(subject, "limited", str(error), CALIBRATE)
+            continue
+        if stored is None:
+            text = "none: the share of a measured matrix product's rate is not known"
+            yield Finding(subject, "limited", text, CALIBRATE)
+        else:
+            rates = [f"{dtype} {units.flops_per_second(r.flops_per_second)}" for dtype, r in stored.rates.items()]
+            measured = f"{', '.join(rates)}; by torch {stored.torch_version} on {stored.measured_at[:10]}"
+            yield Finding(subject, "ok", measured)
 
 
 EXTRAS = {
@@ -151,6 +212,8 @@ def check_training() -> Iterator[Finding]:
     yield from check_packages()
     yield check_torch()
     yield check_gpu()
+    yield from check_meters()
+    yield from check_calibration()
     yield from check_compilers(("cpu", "cuda") if gpus() else ("cpu",))
     yield check_python_headers()
     yield check_shared_memory()

@@ -292,13 +292,25 @@ def _calibration_file(uuid: str) -> Path:
     return cache_root() / f"calibration-{uuid.replace('/', '_')}.json"
 
 
+def read_calibration(uuid: str) -> Calibration | None:
+    """A GPU's calibration; None: it was never calibrated here. Raises UserError where the file is damaged."""
+    try:
+        return msgspec.convert(unsealed(_calibration_file(uuid).read_bytes()), Calibration)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        problem = error.strerror if isinstance(error, OSError) else "it is damaged"
+        remedy = "`selectbench doctor --calibrate` writes it anew"
+        raise UserError(f"{_calibration_file(uuid)}: cannot read: {problem}; {remedy}") from None
+
+
 def stored_rates(uuid: str) -> dict[str, float]:
     """A GPU's rates in FLOP/s by dtype; empty where it was never calibrated or the file can't be read."""
     try:
-        calibration = msgspec.convert(unsealed(_calibration_file(uuid).read_bytes()), Calibration)
-    except (OSError, ValueError):  # ValueError: it is damaged
+        calibration = read_calibration(uuid)
+    except UserError:  # `doctor` reports it
         return {}
-    return {dtype: rate.flops_per_second for dtype, rate in calibration.rates.items()}
+    return {dtype: rate.flops_per_second for dtype, rate in calibration.rates.items()} if calibration else {}
 
 
 def write_calibration(uuid: str, calibration: Calibration) -> None:

@@ -24,6 +24,7 @@ from selectbench.record.environment import (
     Calibration,
     Rate,
     _calibration_file,
+    read_calibration,
     stored_rates,
     write_calibration,
 )
@@ -95,7 +96,9 @@ def test_a_gpus_rates_are_kept_under_its_own_uuid(
     monkeypatch.setattr(doctor.sys, "executable", str(worker))
     ((found, is_stored),) = calibrate(None, lambda _: None)
     assert is_stored
-    assert stored_rates(gpu.uuid) == {dtype: rate.flops_per_second for dtype, rate in found.rates.items()} != {}
+    kept = read_calibration(gpu.uuid)
+    assert kept == found
+    assert stored_rates(gpu.uuid)["float32"] == kept.rates["float32"].flops_per_second
     assert stored_rates("GPU-another") == {}
 
 
@@ -110,6 +113,7 @@ def test_a_gpu_in_use_is_not_measured(stand_in: StandIn, tmp_path: Path, monkeyp
 @given(st.dictionaries(st.sampled_from(["float32", "tf32", "bfloat16"]), st.floats(1, 1e16), max_size=3))
 def test_what_is_kept_is_what_is_found(rates: dict[str, float]) -> None:
     write_calibration("GPU-a", made(**rates))
+    assert read_calibration("GPU-a") == made(**rates)
     assert stored_rates("GPU-a") == rates
 
 
@@ -123,6 +127,8 @@ def test_a_damaged_file_is_no_rate_and_is_written_anew(cache: Path) -> None:
     cache.mkdir()
     _calibration_file("GPU-a").write_text('{"by_uuid": {"GPU-a": 7}}')
     assert stored_rates("GPU-a") == {}
+    with pytest.raises(UserError, match="doctor --calibrate"):
+        read_calibration("GPU-a")
     write_calibration("GPU-a", made(float32=1e12))
     assert stored_rates("GPU-a") == {"float32": 1e12}
 
@@ -134,6 +140,8 @@ def test_a_digit_that_changed_is_no_rate() -> None:
     file.write_text(text.replace("1000000000000.0", "7000000000000.0"))
     assert file.read_text() != text
     assert stored_rates("GPU-a") == {}
+    with pytest.raises(UserError, match=r"it is damaged; .*doctor --calibrate"):
+        read_calibration("GPU-a")
 
 
 @pytest.mark.gpu

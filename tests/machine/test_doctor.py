@@ -23,9 +23,11 @@ from selectbench.doctor import (
     OPTIONAL_PACKAGES,
     Finding,
     check_cache,
+    check_calibration,
     check_colab,
     check_compilers,
     check_gpu,
+    check_meters,
     check_package,
     check_packages,
     check_python_headers,
@@ -38,6 +40,7 @@ from selectbench.doctor import (
 from selectbench.errors import UserError
 from selectbench.launch.site import Site
 from selectbench.machine import Machine, inspect_machine
+from selectbench.record.environment import Calibration, Rate, write_calibration
 
 ASDICT = "asdict(doctor.{}())"
 
@@ -128,6 +131,36 @@ def test_what_is_known_of_colab(monkeypatch, tmp_path):
     assert (found.status, "/content is lost" in found.detail, "Drive" in str(found.fix)) == ("limited", True, True)
     monkeypatch.setattr(Path, "cwd", lambda: Path("/content/drive/MyDrive"))
     assert [*check_colab()] == []
+
+
+def test_what_each_gpu_tells_of_itself_and_what_is_lost_with_the_rest(stand_in):
+    stand_in.set("gpu0.reasons", None, "gpu0.counter", "unsupported")
+    first, second = check_meters()
+    assert first.status == "limited"
+    told, lost = first.detail.split("; not reported: ")
+    assert told.startswith("memory, reserved memory, utilization, instant power")
+    assert "clock event reasons (throttling goes unseen" in lost
+    assert "energy counter (energy comes from power readings)" in lost
+    assert "process list" not in lost
+    assert second.detail.startswith("nothing; not reported: memory")
+    assert first.fix
+
+
+def test_a_gpu_that_tells_everything(stand_in):
+    assert next(check_meters()).status == "ok"
+
+
+def test_a_calibration_is_shown_where_there_is_one(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setenv("SELECTBENCH_CACHE", str(tmp_path))
+    rate = Rate(flops_per_second=7.5e14, size=8192)
+    write_calibration("GPU-aaaa1111-0000", Calibration(
+        name="NVIDIA H100", rates={"bfloat16": rate}, torch_version="2.13.0", measured_at="2026-01-02T03:04:05Z"
+    ))  # fmt: skip
+    first, second = check_calibration()
+    assert (first.status, first.detail) == ("ok", "bfloat16 750.0 TFLOP/s; by torch 2.13.0 on 2026-01-02")
+    assert second.fix == "selectbench doctor --calibrate"
+    next(tmp_path.glob("calibration-*")).write_text("{")
+    assert "damaged" in next(check_calibration()).detail
 
 
 @pytest.mark.parametrize(
