@@ -18,6 +18,7 @@ import msgspec
 import selectbench
 from selectbench import machine
 from selectbench.data.prepared import Prepared, cache_root, sealed, unsealed
+from selectbench.errors import UserError
 from selectbench.gpu.devices import Gpu, gpus, topology
 from selectbench.record.record import Recorded
 from selectbench.record.run_folder import read_json, reading, write_whole, writing

@@ -7,6 +7,8 @@ Times of series and windows of GPUs are seconds since the trial was launched.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import quantiles
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -750,6 +752,14 @@ def _decode_part(lines: Lines[Content], part: AsJson, name: str, trial: Trial) -
             f"the record of option {trial.option}, seed {trial.seed} is damaged: `{name}` does not fit: {error}; "
             "take its line out of records.jsonl"
         ) from None
+
+
+def interquartile_range(seconds: Sequence[float]) -> float | None:
+    """Distance between the quartiles, each linear between its neighbours (numpy's default); None of no values."""
+    if not seconds:
+        return None
+    low, _, high = quantiles([*seconds, *seconds] if len(seconds) == 1 else seconds, n=4, method="inclusive")
+    return high - low
 
 
 def decimate(values: list[Any], most: int = 256) -> list[Any]:

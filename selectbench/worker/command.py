@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import IO, Any
 
 import msgspec
@@ -37,6 +37,7 @@ from selectbench.record.record import (
     Script,
     ScriptStep,
     decimate,
+    interquartile_range,
     largest_of_ranks,
 )
 from selectbench.record.wire import CommandOrder, Event, Finished, GaveUp, Phase, Progress, Started
@@ -342,7 +343,6 @@ def _measurement(
             windows.append((begin, step["at"]))
     tokens = [int(step["tokens"]) for step in job]
     pauses = sum(float(step["pause_seconds"]) for step in job)
-    quarters = quantiles(durations, n=4) if len(durations) > 1 else [0.0, 0.0, 0.0]
     skipped = sum(bool(step["skipped"]) for step in job)
     memory = [
         msgspec.convert({**(rank.end or {}), "rank": int(rank.start.get("rank", 0))}, RankMemory) for rank in ranks
@@ -353,7 +353,7 @@ def _measurement(
         timed_steps=len(durations), timed_seconds=sum(durations), step_seconds=decimate(durations),
         timed_tokens=None if len(set(tokens)) == 1 else sum(int(step["tokens"]) for _, step in timed),
         step_time_median_seconds=median(durations) if durations else None,
-        step_time_iqr_seconds=quarters[2] - quarters[0] if durations else None,
+        step_time_iqr_seconds=interquartile_range(durations),
         warmup_seconds=max(0.0, job[warmup - 1]["at"] - start) if warmup else 0.0,
         startup_seconds=max(0.0, start - began), compile_seconds=None, recompilations=0,
         training_seconds=max(0.0, job[-1]["at"] - start - pauses), evaluation_seconds=evaluation_seconds,

@@ -31,6 +31,7 @@ from selectbench.record.record import (
     RankMemory,
     Watched,
     decimate,
+    interquartile_range,
     largest_of_ranks,
 )
 from selectbench.record.wire import Finished, Order
@@ -250,7 +251,7 @@ def _measurement(
         timed_seconds=timing.timed_seconds,
         step_seconds=decimate(timing.timed_steps),
         step_time_median_seconds=timing.median_seconds(),
-        step_time_iqr_seconds=timing.iqr_seconds(),
+        step_time_iqr_seconds=interquartile_range(timing.timed_steps),
         warmup_seconds=timing.warmup_seconds(),
         startup_seconds=(recorder.first_step_at or began) - began,
         compile_seconds=timing.compile_seconds(),

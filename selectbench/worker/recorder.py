@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 
 from selectbench.record.record import EvaluationPoint, Inspection
@@ -140,13 +139,6 @@ class Timing:
     def median_seconds(self) -> float | None:
         """Median duration of the timed steps."""
         return median(self.timed_steps) if self.timed_steps else None
-
-    def iqr_seconds(self) -> float | None:
-        """Distance between the quartiles of the timed steps' durations."""
-        if not self.timed_steps:
-            return None
-        low, high = np.quantile(self.timed_steps, (0.25, 0.75))
-        return float(high - low)
 
     def compile_seconds(self) -> float | None:
         """Time of the steps that compiled beyond that of median steps; None where none compiled."""

@@ -17,6 +17,7 @@ from task_jobs import BART_PAIRS, CHATS, LENGTH, MASKED, SEQUENCES, STEPS, T5_PA
 from selectbench.data.prepared import Prepared
 from selectbench.worker.batches import (
     NOT_COUNTED,
+    CausalBatches,
     MaskedBatches,
     PairTokens,
     batches_of,
@@ -115,6 +116,9 @@ def test_every_step_of_a_chat_counts_the_answers_alone(trials, prepared):
         plain.step(F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
     assert series(trials)["loss_nats_per_token"] == pytest.approx(plain.losses, rel=1e-5)
     assert series(trials)["gradient_norm"] == pytest.approx(plain.norms, rel=1e-4)
+    sizes = {"seq_len": LENGTH, "global_batch_size": SEQUENCES}
+    one = CausalBatches(data.train(), **sizes, seed=3, device="cpu", answers=cut).batch_at(order[:1], 0)
+    assert one.tokens.min() >= 0, "what a single row does not count is hidden in its targets alone"
     assert finished.measurement.heldout_tokens == data.mask("heldout").sum()  # fewer than the job asks for
     some = causal_held_out(data, tokens=100, seq_len=LENGTH)
     counted = data.answers("heldout", LENGTH).counted(np.arange(len(some)), LENGTH)

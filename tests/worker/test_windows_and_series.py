@@ -2,10 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from selectbench.record.record import interquartile_range
 from selectbench.worker import recorder
 from selectbench.worker.recorder import Diverged, Series, StepTensors, Timing, Window
 from selectbench.worker.runtime import SINGLE_RANK
@@ -14,6 +18,12 @@ from selectbench.worker.runtime import SINGLE_RANK
 def steps(losses, norm=1.0, applied=True):
     tail = (torch.tensor(norm), torch.tensor(applied), torch.tensor(7), 64, 1)
     return [StepTensors(torch.tensor(loss), *tail) for loss in losses]
+
+
+@given(st.lists(st.floats(1e-4, 1e3), min_size=1))
+def test_the_interquartile_range_is_numpys_for_jobs_and_scripts_alike(seconds):
+    low, high = np.quantile(seconds, (0.25, 0.75))
+    assert interquartile_range(seconds) == pytest.approx(high - low, rel=1e-9, abs=1e-12)
 
 
 def test_a_window_counts_its_steps_and_no_more():
@@ -43,7 +53,7 @@ def test_windows_are_sorted_into_warm_up_timed_and_voided():
     assert timing.training_seconds == 25.0
     assert timing.recompilations == 1
     assert timing.median_seconds() == 2.0
-    assert timing.iqr_seconds() == 0.5
+    assert interquartile_range(timing.timed_steps) == 0.5
     assert timing.compile_seconds() == 10.0 + 6.0 - 2 * 2.0
     assert timing.warmup_seconds() == 1.0 + 2.0
     assert timing.stretches == [(119.0, 125.0), (126.0, 128.0)]
@@ -58,7 +68,7 @@ def test_timed_windows_that_follow_each_other_closely_are_one_stretch():
 
 def test_nothing_timed_has_no_median():
     timing = Timing()
-    assert timing.median_seconds() is timing.iqr_seconds() is timing.compile_seconds() is None
+    assert timing.median_seconds() is interquartile_range(timing.timed_steps) is timing.compile_seconds() is None
 
 
 def test_a_recompilation_voids_its_window_and_is_made_up_for(trials):
