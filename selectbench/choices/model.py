@@ -258,6 +258,11 @@ LIBRARY_MESSAGE_LENGTH = 130
 LONGEST_HEADER_BYTES = 100_000_000
 """The longest header that the safetensors library reads."""
 _POINTER = b"version https://git-lfs"
+_EMBEDDINGS = ("wte.weight", "embed_tokens.weight", "word_embeddings.weight", "shared.weight")
+"""Ends of the names that families of transformers give the matrix with a row for each token."""
+_WIDTHS = ("n_embd", "hidden_size", "d_model")
+_OTHER_WIDTHS = frozenset({"embedding_size", "word_embed_proj_dim"})
+"""Keys of families whose embeddings are not as wide as their blocks."""
 
 
 def folder_problem(folder: Path) -> str | None:
@@ -268,10 +273,13 @@ def folder_problem(folder: Path) -> str | None:
     if not file.is_file():
         return f"{folder} holds no config.json, so it is no model that transformers saved"
     try:
-        if not isinstance(_json_in(file).get("model_type"), str):
+        config = _json_in(file)
+        if not isinstance(config.get("model_type"), str):
             raise ValueError(f"{file} is damaged: it names no model_type")
+        shapes: dict[str, list[int]] = {}
         for path in _weight_files(folder):
-            _check_weights(path)
+            shapes |= _tensor_shapes(path)
+        _check_embedding(file, text_part(config), shapes)
     except ValueError as error:
         return f"{error}: {FOLDER_FIX}"
     return None
@@ -393,8 +401,8 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _check_weights(path: Path) -> None:
-    """Raises ValueError with what is wrong with a safetensors file, where it is not as long as its header says."""
+def _tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """The shape of every tensor in a safetensors file. Raises ValueError with what is wrong with the file."""
     if not path.is_file():
         raise ValueError(f"{path.parent} lacks {path.name}, which its {INDEX} names")
     try:
@@ -412,13 +420,31 @@ def _check_weights(path: Path) -> None:
     if header is None:
         raise ValueError(f"{path} is no safetensors file or cut short: its {size:,} bytes hold no whole header")
     try:
-        tensors = [tensor for name, tensor in json.loads(header).items() if name != "__metadata__"]
-        whole = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+        tensors = {name: tensor for name, tensor in json.loads(header).items() if name != "__metadata__"}
+        whole = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+        shapes = {name: list(tensor["shape"]) for name, tensor in tensors.items()}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise ValueError(f"{path} has a header that is none of safetensors'") from None
     if whole != size:
         short = "cut short" if size < whole else "damaged"
         raise ValueError(f"{path} is {short}: by its header it has {whole:,} bytes, it has {size:,}")
+    return shapes
+
+
+def _check_embedding(file: Path, config: dict[str, Any], shapes: dict[str, list[int]]) -> None:
+    """Raises ValueError where the weights' embedding is of another size than their configuration says."""
+    embeddings = {name: s for name, s in shapes.items() if name.endswith(_EMBEDDINGS) and len(s) == 2}
+    rows, width = config.get("vocab_size"), next((config[key] for key in _WIDTHS if key in config), None)
+    if _OTHER_WIDTHS & config.keys():
+        width = None
+    if not isinstance(rows, int) or any(s[0] == rows and width in (None, s[1]) for s in embeddings.values()):
+        return
+    for name, shape in embeddings.items():
+        stated = f"{rows} x {width}" if width is not None else f"{rows} rows"
+        raise ValueError(
+            f"{file} is of another model than the weights: it says an embedding of {stated}, {name} is "
+            f"{shape[0]} x {shape[1]}"
+        )
 
 
 # Models: families of transformers for each task, a configuration file or weights of any family, own code.

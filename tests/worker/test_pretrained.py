@@ -245,7 +245,7 @@ def test_weights_of_another_size(trials, home, folder):
 def test_what_is_wrong_with_a_folder_is_seen_without_torch(folder):
     assert folder_problem(folder) is None
     config, weights = folder / "config.json", folder / "model.safetensors"
-    whole = weights.read_bytes()
+    whole, settings = weights.read_bytes(), json.loads(config.read_text())
     for content, words in [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (whole + b"\0", "is damaged: by its header"),
@@ -255,6 +255,10 @@ def test_what_is_wrong_with_a_folder_is_seen_without_torch(folder):
         weights.write_bytes(content)
         assert words in folder_problem(folder)
     weights.write_bytes(whole)
+    config.write_text(json.dumps({**settings, "vocab_size": 512}))
+    assert "embedding of 512 x 32, model.embed_tokens.weight is 320 x 32" in folder_problem(folder)
+    config.write_text(json.dumps({**settings, "hidden_size": 64}))
+    assert "is of another model than the weights" in folder_problem(folder)
     config.write_text("[]")
     assert "config.json holds no mapping" in folder_problem(folder)
 
