@@ -375,7 +375,8 @@ def _check_searches(content: AnySuiteFile, document: Node, problems: Problems) -
     Also notes tuning by what the job does not evaluate, and for more steps than the job has.
     """
     flattered = "too: what was chosen on a seed is flattered by it"
-    for key, search in (("tune", content.tune), ("best_of", content.best_of)):
+    best_of = None if isinstance(content, CommandSuiteFile) else content.best_of  # a command has none
+    for key, search in (("tune", content.tune), ("best_of", best_of)):
         if search is not None and (seed := search.seed) in content.seeds:
             contests = document.at(["seeds", content.seeds.index(seed)])
             if contests.place.line == 0:

@@ -93,6 +93,8 @@ WRONG = [
     ("{heldout: heldout.npy, tokens: 2048}", "nones", "5:9: job.eval: unknown value 'nones' (did you mean"),
     ("baseline: fp32", "baseline: fp32\nbest_of: {micro_batch_size: [1, 2]}",
      "11:10: best_of: is for jobs that selectbench builds itself, not for a command"),
+    ("baseline: fp32", "baseline: fp32\nbest_of: {micro_batch_size: [1, 2], seed: 1}",
+     "11:10: best_of: is for jobs that selectbench builds itself, not for a command"),
     ("baseline: fp32", "baseline: fp32\ntune: {parameters: {optimizer.lr: {log: [1e-3, 1e-2], n: 3}}}",
      "11:21: tune.parameters.optimizer.lr: is no placeholder (did you mean 'lr'?)"),
     ("baseline: fp32", "baseline: fp32\ntune: {parameters: {world_size: {linear: [1, 2], n: 3}}}",
