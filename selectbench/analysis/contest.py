@@ -174,8 +174,8 @@ class Contest:
         means = [fmean(r.wall_seconds for r in s.completed.values()) for s in summaries if s.completed]
         self.round_seconds = math.fsum(means) if means else None
         """Expected time of one more seed for every option; None: no trial completed."""
-        self.flattered = {s.name for s in summaries if s.lost_seeds(self.objective.name)}
-        """Options whose seeds failed for what the objective measures, so that the lucky ones are left."""
+        self.with_lost_seeds = {s.name for s in summaries if s.lost_seeds(self.objective.name)}
+        """Options of which some seeds failed for what the objective measures: those left may be the lucky ones."""
         self.is_busy = any(s.counts_busy and s.busy for s in summaries)
         """Whether trials of a busy CPU count."""
         self._outliers = dict[str, dict[tuple[str, int], float]]()
@@ -187,7 +187,7 @@ class Contest:
         made = sum(not result.is_exact for result in self.results.values())
         self.tests = made + out if made else 0
         """Number of tests that share alpha."""
-        self.ends = dict[tuple[str, str], tuple[float, float]]()
+        self.simultaneous_ends = dict[tuple[str, str], tuple[float, float]]()
         """By option and metric, ends of the ratio's simultaneous interval, where a test is on it; logarithms."""
         self._give_each_ratio_one_interval()
 
@@ -203,7 +203,7 @@ class Contest:
                 yield (summary.name, text), check.test
         difference = self.blocks[self.objective.name].difference(summary.name, self.baseline.name)
         if difference is not None and not (is_baseline or control):
-            yield (summary.name, ""), family.HypothesisTest(difference, least_p=self.p_of_luck(summary.name))
+            yield (summary.name, ""), family.HypothesisTest(difference, least_p=self.p_of_lucky_seeds(summary.name))
 
     def _give_each_ratio_one_interval(self) -> None:
         """Several tests of one ratio have their ends moved each to its own bound: all of it holds together."""
@@ -215,7 +215,7 @@ class Contest:
                 of_ratio.setdefault((option, metric), []).append((option, text))
         for place, keys in of_ratio.items():
             results = [self.results[key] for key in keys]
-            low, high = self.ends[place] = max(r.low for r in results), min(r.high for r in results)
+            low, high = self.simultaneous_ends[place] = max(r.low for r in results), min(r.high for r in results)
             self.results.update({key: replace(self.results[key], low=low, high=high) for key in keys})
 
     def outliers(self, metric: str) -> dict[tuple[str, int], float]:
@@ -229,7 +229,7 @@ class Contest:
             }
         return self._outliers[metric]
 
-    def p_of_luck(self, option: str, metric: str | None = None) -> float:
+    def p_of_lucky_seeds(self, option: str, metric: str | None = None) -> float:
         """The p of the hypothesis that an option reaches the loss sooner by the luck of its seeds that reach it.
 
         It is rejected where the final loss is shown to be lower than the baseline's, or where speed is shown to be
@@ -300,7 +300,7 @@ class Contest:
             return answer(text, "not_judged", "no seed was clean with the baseline too")
         if difference is None:
             return answer(text, "undecided", "no figure to compare for any seed of the baseline")
-        least_p = self.p_of_luck(summary.name, name)
+        least_p = self.p_of_lucky_seeds(summary.name, name)
         return BoundTest(text, constraint, family.HypothesisTest(difference, math.log(constraint.value), least_p))
 
     def constraints(self, option: str) -> list[ConstraintVerdict]:
@@ -324,8 +324,8 @@ class Contest:
         if difference is None or option == self.baseline.name:
             return None
         # Decisions that may not be made, as one of the two has lucky seeds alone left.
-        excluded: set[Decision] = {"better"} if option in self.flattered else set()
-        excluded |= {"worse"} if self.baseline.name in self.flattered else set()
+        excluded: set[Decision] = {"better"} if option in self.with_lost_seeds else set()
+        excluded |= {"worse"} if self.baseline.name in self.with_lost_seeds else set()
         excluded |= {"no_difference"} if excluded else set()
         return self.comparison(self.baseline.name, difference, self.results.get((option, "")), self.tests, excluded)
 
@@ -370,7 +370,7 @@ class Contest:
         difference = self.blocks[metric].difference(option, self.baseline.name)
         if difference is None:
             return None, None, None
-        low, high = self.ends.get((option, metric)) or difference.interval(self.alpha)
+        low, high = self.simultaneous_ends.get((option, metric)) or difference.interval(self.alpha)
         return ratio_of(difference.estimate), ratio_of(low), ratio_of(high)
 
 
@@ -391,8 +391,8 @@ def ratio_of(logarithm: float | None) -> float | None:
 # than the declared level of claims is false), or where the pair itself is told apart at a tenth of that level, as a
 # noisy baseline tells nothing from itself. A pair with the baseline is decided in the declared family.
 
-PAST_THE_GATE = 10
-"""Share of alpha, as its inverse, at which a pair needs no gate."""
+UNGATED_DIVISOR = 10
+"""A pair needs no gate where it is told apart at alpha divided by this."""
 
 
 class Ranks:
@@ -408,14 +408,14 @@ class Ranks:
         results = [contest.results.get((name, "")) for name in others]
         # Who is told from the baseline by the declared family; there is no gate where it could not tell.
         gate = np.array([r is None or r.rejected for r in results], bool)
-        past_the_gate = pairs.better(threshold, families=PAST_THE_GATE)
+        past_the_gate = pairs.better(threshold, divisor=UNGATED_DIVISOR)
         gated = pairs.better(threshold) & (gate[:, None] | gate[None, :])
         self.better: Bools = np.zeros((len(self.names), len(self.names)), bool)
         """[i, j]: whether i is shown to be better than j."""
         self.known: Bools = np.zeros((len(self.names), len(self.names)), bool)
         """[i, j]: whether there is a measure of spread for the pair."""
         places = [self.names.index(name) for name in others]
-        learnt = np.array([contest.p_of_luck(name) <= contest.alpha for name in others], bool)
+        learnt = np.array([contest.p_of_lucky_seeds(name) <= contest.alpha for name in others], bool)
         self.better[np.ix_(places, places)] = (gated | past_the_gate) & learnt[:, None]
         self.known[np.ix_(places, places)] = pairs.known
         if baseline in self.names:

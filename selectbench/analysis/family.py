@@ -212,9 +212,9 @@ class Pairs:
         gain = self.gains[option, yardstick]
         return bool(gain > math.log1p(threshold) + ROUNDING and p[option] <= self.alpha)
 
-    def better(self, threshold: float, families: int = 1) -> Bools:
-        """Whether the row's option is shown to be better by both gates; `families` share alpha."""
-        return (self.p_adjusted <= self.alpha / families) & (self.gains > math.log1p(threshold) + ROUNDING)
+    def better(self, threshold: float, divisor: int = 1) -> Bools:
+        """Whether the row's option is better by more than the threshold, significantly so at alpha / divisor."""
+        return (self.p_adjusted <= self.alpha / divisor) & (self.gains > math.log1p(threshold) + ROUNDING)
 
     def same(self, threshold: float) -> Bools:
         """Whether a pair is shown to be equivalent: the whole interval lies within the threshold."""

@@ -152,11 +152,13 @@ def may_change(option: Option, other: Option) -> frozenset[str]:
 
 def compare(trial: Identity, reference: Identity, declared: frozenset[str]) -> dict[str, Status]:
     """The status of each field that is not `same` in two trials of one seed; `declared`: fields that may differ."""
-    statuses = {name: _status(name, trial, reference, name in declared) for name in _open_fields(trial, reference)}
+    statuses = {
+        name: _status(name, trial, reference, name in declared) for name in _fields_to_judge(trial, reference)
+    }
     return {name: status for name, status in statuses.items() if status != "same"}
 
 
-def _open_fields(trial: Identity, reference: Identity) -> list[str]:
+def _fields_to_judge(trial: Identity, reference: Identity) -> list[str]:
     """Fields that need a judgement: those that differ, and those that a trial could not see."""
     always = {"reduction_dtype"} if trial.world_size > 1 or reference.world_size > 1 else set[str]()
     always |= {"dropout"} if _masks_differ(trial, reference) else set()
@@ -302,7 +304,7 @@ def certify(suite: Suite, summaries: Sequence[Summary]) -> dict[str, Certificate
         identities = {name: identity for name, s in done.items() if (identity := s.completed[seed].identity)}
         unmet_by = {n: unmet_requests(requested_of(n, i.world_size), i) for n, i in identities.items()}
         first = next(iter(identities), "")
-        odd = _odd_fields(first, identities, unmet_by, may_differ)
+        odd = _fields_odd_in_reference(first, identities, unmet_by, may_differ)
         for name, other in odd.items():
             value, other_value = (getattr(identities[n], name) for n in (first, other))
             findings[first].violate(name, seed, option=value, baseline=other_value, against=other)
@@ -322,7 +324,7 @@ def certify(suite: Suite, summaries: Sequence[Summary]) -> dict[str, Certificate
     return {name: collected.certificate() for name, collected in findings.items()}
 
 
-def _odd_fields(
+def _fields_odd_in_reference(
     reference: str, identities: Mapping[str, Identity], unmet_by: Mapping[str, Mapping[str, Any]],
     may_differ: Callable[[str, str], frozenset[str]],
 ) -> dict[str, str]:  # fmt: skip

@@ -301,7 +301,7 @@ def seconds_of(text: str) -> float | None:
 
 SLURM = "slurm"
 JOBS, BEGUN, SCRIPT = "jobs.json", "begun.json", "job.sh"
-END_SECONDS = 180.0
+CANCEL_SECONDS = 180.0
 """Time for Slurm to end jobs: it gives them half a minute by default, or what its administrator set."""
 SHORT_RESTARTS = 3
 """How often a job is queued again that was cut off before it had done anything."""
@@ -436,15 +436,15 @@ class SlurmRun:
         return job
 
     def cancel(self) -> int:
-        """End its jobs. Returns how many. Raises UserError where some are still there after END_SECONDS."""
+        """End its jobs. Returns how many. Raises UserError where some are still there after CANCEL_SECONDS."""
         tasks = self._tasks()
         if tasks:
             slurm("scancel", *(task.job for task in tasks.values()))
-        until = time.monotonic() + END_SECONDS
+        until = time.monotonic() + CANCEL_SECONDS
         while remaining := self._tasks():
             if time.monotonic() > until:
                 jobs = ", ".join(task.job for task in remaining.values())
-                raise UserError(f"Slurm has not ended {jobs} within {END_SECONDS:g} s: look with squeue")
+                raise UserError(f"Slurm has not ended {jobs} within {CANCEL_SECONDS:g} s: look with squeue")
             time.sleep(0.5)
         return len(tasks)
 

@@ -97,7 +97,7 @@ class Metric:
     """Whether a good trial may lack it."""
     only_if_reached: bool = False
     """Whether it exists only for trials that learnt enough, which may be an option's lucky ones: as an objective it
-    calls an option better only with further proof (`analysis.contest.Contest.p_of_luck`)."""
+    calls an option better only with further proof (`analysis.contest.Contest.p_of_lucky_seeds`)."""
     after_figure: str = ""
     """What follows the figure in a sentence."""
     difference_in: str = ""
