@@ -11,6 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,7 +195,7 @@ class Progress:
         self.notify(f"{self.stage}: {text}")
 
 
-# Documents to token ids, batch by batch; the tokenizer encodes a batch on all cores.
+# Documents to token ids, on all cores: the tokenizer works on one batch while the one before it is written.
 
 
 BATCH_CHARACTERS = 1 << 20
@@ -247,20 +248,26 @@ def encode(
 ) -> Iterator[Encoded]:
     """Encode documents batch by batch, in order. Raises UserError for text that the tokenizer can't encode."""
     encode_batch = tokenizer.backend.encode_batch if with_bytes else tokenizer.backend.encode_batch_fast
-    for some in batches(documents, BATCH_CHARACTERS):
-        batch = [parts_of(document) for document in some]
-        try:
-            encodings = encode_batch([p.text for parts in batch for p in parts], add_special_tokens=False)
-        except Exception as error:  # `tokenizers` raises bare exceptions
-            reason = f"it can't encode this text: {first_line(error)}: {OTHER_TOKENIZERS}"
-            raise UserError(f"tokenizer: {reason}") from error
-        yield _encoded_batch(tokenizer, batch, encodings, with_bytes=with_bytes)
+    pending: tuple[list[list[Part]], Future[list[Any]]] | None = None
+    with ThreadPoolExecutor(1) as pool:
+        for batch in ([*map(parts_of, texts)] for texts in batches(documents, BATCH_CHARACTERS)):
+            texts = [part.text for document in batch for part in document]
+            future = pool.submit(encode_batch, texts, add_special_tokens=False)
+            if pending is not None:
+                yield _encoded_batch(tokenizer, *pending, with_bytes=with_bytes)
+            pending = batch, future
+        if pending is not None:
+            yield _encoded_batch(tokenizer, *pending, with_bytes=with_bytes)
 
 
 def _encoded_batch(
-    tokenizer: TextTokenizer, batch: list[list[Part]], encodings: list[Any], *, with_bytes: bool
+    tokenizer: TextTokenizer, batch: list[list[Part]], future: Future[list[Any]], *, with_bytes: bool
 ) -> Encoded:
-    """Join the encodings of all parts of a batch."""
+    """Wait for the encodings of a batch and join them. Raises UserError where the tokenizer failed."""
+    try:
+        encodings = future.result()
+    except Exception as error:  # `tokenizers` raises bare exceptions
+        raise UserError(f"tokenizer: it can't encode this text: {first_line(error)}: {OTHER_TOKENIZERS}") from error
     dtype = token_dtype(tokenizer.vocab_size)
     lists = [encoding.ids for encoding in encodings]
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))

@@ -31,6 +31,8 @@ from selectbench.suite.suite import Suite
 # The cache folder: where it lies, and how a folder of files appears in it all at once or not at all.
 
 
+LONGEST_WAIT_SECONDS = 3600.0
+"""After that it is no longer waited for another process: data are prepared twice, and one of both stays."""
 ABANDONED_SECONDS = 86_400
 """A half-written folder older than this is taken to be left by a run that was killed."""
 
@@ -52,13 +54,17 @@ def cache_root() -> Path:
 def folder_lock(final: Path, notify: Callable[[str], None]) -> Iterator[None]:
     """Lock a folder's preparation against other processes of this node, where the disk has locks."""
     path = final.with_name(f".unfinished-{final.name}.lock")
+    until = time.monotonic() + LONGEST_WAIT_SECONDS
     with ExitStack() as stack:
         with suppress(OSError):  # without a lock it goes on; a folder that can't be written fails later
             path.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(path.open("ab"))
             if not lock(file.fileno(), wait=False):
                 notify(f"waiting for another process, which prepares {final}")
-                lock(file.fileno(), wait=True)
+                while not (locked := lock(file.fileno(), wait=False)) and time.monotonic() < until:
+                    time.sleep(0.2)
+                if not locked:
+                    notify(f"waited {LONGEST_WAIT_SECONDS / 60:.0f} min for it: {final} is prepared here too")
         try:
             yield
         finally:

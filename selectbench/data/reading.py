@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import msgspec
-
 from selectbench.choices.choice import OwnCodeError, add_to_path, import_roots, load
 from selectbench.choices.model import HUB_FIX, LIBRARY_MESSAGE_LENGTH
 from selectbench.errors import UnreachableError, UserError
@@ -108,6 +106,8 @@ def files_sha256(files: Sequence[Path], setting: str) -> str:
 LONGEST_LINE_BYTES = 64 << 20
 """A longer line is a fault: it would have to be held in memory."""
 _GZIP, _CHUNK_BYTES = b"\x1f\x8b", 1 << 20
+_BEFORE_ITEM = re.compile(r"[ \t\r\n]*(,?)[ \t\r\n]*")
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
 Fault = Callable[[str], None]
 """Gets a message about something unreadable, and raises, or counts it and lets the reading go on."""
 
@@ -157,18 +157,45 @@ def json_values(path: Path, setting: str, fault: Fault) -> Iterator[tuple[str, A
             yield place, value
 
 
-def _json_texts(path: Path, setting: str, fault: Fault) -> Iterator[tuple[str, str | bytes]]:
-    """Place and text of each line that is not blank, or of each item of an array, whose file is read whole."""
+def _json_texts(path: Path, setting: str, fault: Fault) -> Iterator[tuple[str, str]]:
+    """Place and text of each line that is not blank, or of each item where the file is one array."""
     with _open_text(path, setting) as stream:
-        head = stream.read(_CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf")
-        if head.lstrip().startswith(b"["):
-            try:
-                items = msgspec.json.decode(head + stream.read(), type=list[msgspec.Raw])
-            except (msgspec.DecodeError, RecursionError) as error:
-                raise UserError(f"{setting}: {path} is a damaged JSON array: {error}") from None
-            yield from ((f"{setting}: {path}, item {number}", bytes(item)) for number, item in enumerate(items, 1))
+        if stream.read(_CHUNK_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+            stream.seek(0)
+            whole = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape")  # which a name keeps open
+            yield from _array_items(whole, f"{setting}: {path}", fault)
             return
     yield from (line for line in read_lines(path, setting, fault, at_cr=True) if not line[1].isspace())
+
+
+def _array_items(text: IO[str], path: str, fault: Fault) -> Iterator[tuple[str, str]]:
+    """Place and text of each item of an array, read one at a time. Raises UserError where the array is damaged."""
+    decode, buffer, number = json.JSONDecoder().raw_decode, text.read(_CHUNK_BYTES), 1
+    end = buffer.index("[") + 1
+    while (before := _BEFORE_ITEM.match(buffer, end)) and (before[1] or not buffer.startswith("]", before.end())):
+        item, begin, end_before, problem = f"{path}, item {number}", before.end(), end, "it breaks off"
+        try:
+            if bool(before[1]) != (number > 1):
+                raise ValueError("the comma before it is missing or too many")
+            end = decode(buffer, begin)[1]
+        except (ValueError, RecursionError) as error:
+            problem, end = str(error).partition(":")[0] if begin < len(buffer) else problem, len(buffer)
+        if end == len(buffer):  # it may go on
+            if end - begin > LONGEST_LINE_BYTES:
+                raise UserError(
+                    f"{item} of a JSON array: {problem}, or it is longer than {LONGEST_LINE_BYTES >> 20} MiB"
+                )
+            if not (more := text.read(max(_CHUNK_BYTES, end - begin))):
+                raise UserError(f"{item} of a JSON array: {problem}")
+            buffer, end = buffer[end_before:] + more, 0
+            continue
+        if _NO_UTF8.search(buffer, begin, end):
+            fault(f"{item} holds bytes that are not UTF-8")
+        else:
+            yield item, buffer[begin:end]
+        number += 1
+    if (buffer[end:].lstrip()[1:] + text.read(_CHUNK_BYTES)).strip():
+        raise UserError(f"{path} goes on after the end of a JSON array")
 
 
 def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -427,18 +427,22 @@ def _likely_layout(path: Path, tokens: Tokens, vocab_size: int, *, fits: bool) -
     """A sentence on another layout with ids in the vocabulary, and the fix; None: no other is likelier.
 
     `fits`: as read, all ids are in the vocabulary. Where most are, only a wider type is likelier, as half of the
-    ids would have to be 0 by chance. The other byte order of a full vocabulary only gives its entries other ids.
+    ids would have to be 0 by chance; or the other byte order with much smaller ids, as frequent ids are small.
     """
 
     def share(ids: Tokens) -> float:
         return float(np.mean((ids[:_CHUNK] >= 0) & (ids[:_CHUNK] < vocab_size)))
 
     size, most_fit = path.stat().st_size, share(tokens) >= _MOST_IDS
-    for name in ("<i8", ">i8", "<i4", ">i4", "<u2", ">u2"):
+    for name in ("<i8", ">i8", "<i4", ">i4", "<u2", ">u2", "u1"):
         dtype = np.dtype(name)
-        if size % dtype.itemsize or dtype == tokens.dtype or (most_fit and dtype.itemsize <= tokens.itemsize):
+        is_swapped = dtype.newbyteorder("S") == tokens.dtype
+        no_wider = most_fit and dtype.itemsize <= tokens.itemsize and not is_swapped
+        if no_wider or size % dtype.itemsize or dtype == tokens.dtype or (name == "u1" and vocab_size > 256):
             continue
         ids: Tokens = np.memmap(path, dtype, "r")
+        if most_fit and is_swapped and (len(ids) < 1000 or 1.5 * ids[:_CHUNK].mean() > tokens[:_CHUNK].mean()):
+            continue
         if share(ids) >= _MOST_IDS and not (fits and _first_wrong(ids, vocab_size) is not None):
             fix = f"np.save('x.npy', np.fromfile(FILE, '{name}')) writes what can be read"
             fix = fix if name.startswith(">") else f"add `dtype: {dtype}`"

@@ -11,6 +11,7 @@ from data.made import STORIES, chat, decoded, in_cache, jsonl, made, parquet
 from processes import start
 
 from selectbench.choices.model import Bpe
+from selectbench.data import prepared as cache
 from selectbench.data.prepared import Prepared, cache_root
 
 CODE = """
@@ -56,6 +57,16 @@ def test_two_processes_at_once_leave_one_whole_preparation(write, tmp_path):
     prepared = made(data)
     assert in_cache() == [prepared.key]
     assert said[0][0].split()[1:] == [str(int(prepared.train().sum())), str(int(prepared.heldout().sum()))]
+
+
+def test_the_wait_for_a_process_that_does_not_end_has_a_bound(tmp_path, monkeypatch):
+    final, notes = tmp_path / "key", []
+    monkeypatch.setattr(cache, "LONGEST_WAIT_SECONDS", 0.0)
+    with cache.folder_lock(final, notes.append):
+        assert notes == []
+        with cache.folder_lock(final, notes.append):
+            assert notes[0] == f"waiting for another process, which prepares {final}"
+            assert notes[1:] == [f"waited 0 min for it: {final} is prepared here too"]
 
 
 @pytest.mark.parametrize("flock", ["nothing", "ENOLCK"])

@@ -59,7 +59,7 @@ ARRAY = [json.dumps(row).encode() for row in GOOD]
         (b"[1, [2]]", "item 4: a list was found, an object was expected"),
         (b"null", "item 4: null was found, an object was expected"),
         (b'{"txt": "a"}', "item 4: there is no field 'text', text was expected"),
-        (b'{"text": "caf\xe9"}', "item 4 is not JSON: 'utf-8' codec can't decode byte 0xe9"),
+        (b'{"text": "caf\xe9"}', "item 4 holds bytes that are not UTF-8"),
         (b'{"text": "a", "text": "b"}', "item 4 is not JSON: an object has the key 'text' twice"),
     ],
 )
@@ -74,22 +74,43 @@ def test_a_bad_item_of_an_array_is_refused_or_dropped_alone(bad, words, tmp_path
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"[" + b",".join(ARRAY), "is a damaged JSON array: Input data was truncated"),
-        (b"[" + b",".join(ARRAY)[:-9], "is a damaged JSON array: Input data was truncated"),
-        (
-            b"[" + ARRAY[0] + b", {text: 3}, " + ARRAY[1] + b"]",
-            "is a damaged JSON array: JSON is malformed: expected",
-        ),
-        (b"[" + b",".join(ARRAY) + b"]\n" + ARRAY[0], "is a damaged JSON array: JSON is malformed: trailing"),
-        (b"[" * 100_000, "is a damaged JSON array: "),
+        (b"[" + b",".join(ARRAY), "item 20 of a JSON array: it breaks off"),
+        (b"[" + b",\n".join(ARRAY) + b"\n", "item 21 of a JSON array: it breaks off"),
+        (b"[" + b",".join(ARRAY)[:-9], "item 20 of a JSON array: Unterminated string"),
+        (b"[" + ARRAY[0] + b", {text: 3}, " + ARRAY[1] + b"]", "item 2 of a JSON array: Expecting property name"),
+        (b"[" + ARRAY[0] + b" " + ARRAY[1] + b"]", "item 2 of a JSON array: the comma before it is missing"),
+        (b"[," + ARRAY[0] + b"]", "item 1 of a JSON array: the comma before it is missing or too many"),
+        (b"[" + ARRAY[0] + b",]", "item 2 of a JSON array: Expecting value"),
+        (b"[" + b",".join(ARRAY) + b"]\n" + ARRAY[0], "goes on after the end of a JSON array"),
+        (b"[" * 100_000, "item 1 of a JSON array: "),
         (b"[]", "has no text"),
-        (b"[", "is a damaged JSON array: Input data was truncated"),
+        (b"[", "item 1 of a JSON array: it breaks off"),
     ],
 )
 @pytest.mark.parametrize("cleaning", [Cleaning(), DROP])
 def test_an_array_that_is_damaged_is_refused_whatever_may_be_dropped(content, words, cleaning, tmp_path):
     (tmp_path / "some.json").write_bytes(content)
     refused(JsonLines(jsonl=[str(tmp_path / "some.json")]), tmp_path / "some.json", words, cleaning=cleaning)
+
+
+@pytest.mark.parametrize("form", ["[%s]", "%s"])
+def test_numbers_that_only_python_writes_are_read_in_arrays_and_in_lines(form, tmp_path):
+    rows = [json.dumps({**row, "score": score}) for row in GOOD for score in (float("nan"), float("-inf"), 1.5)]
+    path = tmp_path / "some.json"
+    path.write_text(form % (", " if "[" in form else "\n").join(rows))
+    assert made(JsonLines(jsonl=[str(path)])).documents_in == len(rows)
+
+
+def test_an_array_is_not_read_whole_and_its_items_have_a_longest_length(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "_CHUNK_BYTES", 100)
+    monkeypatch.setattr(lines, "LONGEST_LINE_BYTES", 1 << 10)
+    path = tmp_path / "some.json"
+    path.write_bytes(b"[" + b" , ".join(ARRAY) + b', {"text": "' + b"x" * 5000 + b'"}]')
+    words = "item 21 of a JSON array: Unterminated string starting at, or it is longer than 0 MiB"
+    with pytest.raises(UserError, match=words):
+        list(lines.json_values(path, "job.data.jsonl", pytest.fail))
+    items = lines.json_values(path, "job.data.jsonl", pytest.fail)
+    assert [next(items)[1] for _ in GOOD] == GOOD  # before the fault is met
 
 
 def test_nothing_but_bad_lines(tmp_path):
