@@ -92,6 +92,7 @@ def test_layouts_that_are_told_by_content_alone(tmp_path):
     large = np.where(np.arange(20_000) == 5, 100_000, IDS)
     refused(source(path, large.astype("<i4").tobytes(), 128_256), "54% of the ids are 0", "add `dtype: int32`")
     refused(source(path, IDS.astype(">u2").tobytes(), 1 << 16), "np.fromfile(FILE, '>u2')")
+    refused(source(path, (IDS % 200).astype("u1").tobytes(), 200), "as uint8 all are below", "add `dtype: uint8`")
     off = np.where(np.arange(20_000) == 7, 50_304, IDS)  # one id beyond the vocabulary, and the wrong width
     refused(source(path, off.astype("<i4").tobytes()), "token 14 is 50304", "add `dtype: int32`")
     refused(source(path, off.astype("<u2").tobytes()), "token 7 is 50304, vocab_size is 50304")
