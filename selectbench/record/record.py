@@ -48,8 +48,7 @@ class Lines(Generic[Content]):
     def write(self, content: Content) -> bytes:
         """One line without its end. Raises ValueError with the place of what is not finite, or of a wrong type."""
         line = self._encoder.encode(content)
-        plain = msgspec.to_builtins(content, enc_hook=_encode_foreign)
-        difference = _first_difference(plain, msgspec.json.decode(line), "$")
+        difference = _first_difference(content, msgspec.json.decode(line), "$")
         if difference:
             raise ValueError(f"{type(content).__name__} can't be written: {difference}")
         self.read(line)
@@ -83,9 +82,14 @@ def _decode_model(kind: type, value: object) -> object:
     return kind.model_validate_json(msgspec.json.encode(value))  # strict models take a tuple from JSON alone
 
 
-def _first_difference(given: object, parsed: object, place: str) -> str | None:
-    """The first place where the parsed value differs from what was given; None: no place. Lists equal tuples."""
-    if isinstance(given, dict) and isinstance(parsed, dict) and given.keys() == parsed.keys():
+def _first_difference(content: object, parsed: object, place: str) -> str | None:
+    """The first place where the parsed value differs from the content; None: no place. Lists equal tuples."""
+    given = content
+    if isinstance(content, msgspec.Struct):
+        given = msgspec.structs.asdict(content)
+    elif isinstance(content, msgspec.Raw | BaseModel):
+        given = _encode_foreign(content)
+    if isinstance(given, dict) and isinstance(parsed, dict) and given.keys() <= parsed.keys():  # a tag is only read
         parts = [(given[key], parsed[key], f"{place}.{key}") for key in given]
     elif isinstance(given, list | tuple) and isinstance(parsed, list) and len(given) == len(parsed):
         parts = [(*pair, f"{place}[{n}]") for n, pair in enumerate(zip(given, parsed, strict=True))]

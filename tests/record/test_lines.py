@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,12 @@ def test_a_line_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
     records, notes = read_records(path)
     assert records == []
     assert [note.startswith("records.jsonl:1: left out: not JSON") for note in notes] == [True]
+
+
+@pytest.mark.parametrize("value", [{3}, b"x", date(2026, 1, 1)])
+def test_what_json_would_turn_into_another_type_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match=r"would be read back as .* - at `\$\.a\[0\]`"):
+        SETTINGS.write({"a": [value]})
 
 
 def test_what_a_library_hands_over_is_written_as_plain_json() -> None:
