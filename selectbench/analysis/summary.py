@@ -14,14 +14,25 @@ from selectbench.analysis import metrics
 from selectbench.analysis.lanes import doubts
 from selectbench.analysis.result import ConstraintFailure, Screening
 from selectbench.analysis.screening import screenings
-from selectbench.record.record import Completed, EvaluationPoint, Failed, Measurement, Record, has_ended
+from selectbench.record.record import (
+    Completed,
+    EvaluationPoint,
+    Failed,
+    Measurement,
+    Record,
+    has_ended,
+    was_cut_off_again,
+)
 from selectbench.record.run_folder import last_attempts
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, metrics_of, parse_constraint
 from selectbench.suite.suite import Option, Suite
 
 
 def contest_trials(records: Sequence[Record]) -> list[Record]:
-    """Counted trials as they began: the last attempt, or one that a clean machine completed with the same code."""
+    """Counted trials as they began: the last attempt, or one that a clean machine completed with the same code.
+
+    One that was interrupted does not take the place of one that had completed.
+    """
     of_contest = [record for record in records if record.phase == "contest"]
     in_order = sorted(of_contest, key=lambda record: (record.attempt, record.started_at))
     attempts = {(record.trial.trial_id, record.attempt): record for record in in_order}  # of two alike the later
@@ -31,7 +42,7 @@ def contest_trials(records: Sequence[Record]) -> list[Record]:
         files = [(r.watched and r.watched.code_files) or None for r in (prior, record) if r]
         is_other_code = None not in files and files[0] != files[-1]
         is_valid = prior is not None and isinstance(prior.outcome, Completed) and not metrics.is_unclean(prior)
-        if not is_valid or is_other_code:
+        if (not is_valid or is_other_code) and not (prior and was_cut_off_again(record, prior)):
             counting[trial_id] = record
     return sorted(counting.values(), key=lambda record: (record.started_at, record.trial.trial_id))
 

@@ -176,7 +176,8 @@ def run(
                     ask()
             finally:
                 display.close()
-            is_cut_off = stop and not _has_all(preparation, folder, Retried())
+            # A job of Slurm's is queued again for what has no outcome alone, as some trials may stay unclean.
+            is_cut_off = stop and not _has_all(preparation, folder, retried if slurm is None else Retried())
             status = ExitCode.INTERRUPTED if is_cut_off else exit_code(preparation.suite, folder)
             if slurm is not None:
                 slurm.gather()

@@ -758,6 +758,12 @@ def _decode_part(lines: Lines[Content], part: AsJson, name: str, trial: Trial) -
         ) from None
 
 
+def was_cut_off_again(record: Record, earlier: Record) -> bool:
+    """Whether a trial that had completed was interrupted when it was run again, so that the earlier one counts."""
+    is_cut_off = isinstance(record.outcome, Failed) and record.outcome.kind == "interrupted"
+    return is_cut_off and isinstance(earlier.outcome, Completed)
+
+
 def interquartile_range(seconds: Sequence[float]) -> float | None:
     """Distance between the quartiles, each linear between its neighbours (numpy's default); None of no values."""
     if not seconds:

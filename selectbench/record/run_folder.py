@@ -619,10 +619,13 @@ def _why_left_out(line: bytes, error: ValueError, *, is_ended: bool) -> str | No
 
 
 def last_attempts(records: list[stored.Record]) -> dict[str, stored.Record]:
-    """The last attempt of each trial, by trial_id; of two with one number (a copied folder) the later one."""
+    """The last attempt of each trial, by trial_id; of two with one number (a copied folder) the later one.
+
+    One that was interrupted does not take the place of one that had completed.
+    """
     last: dict[str, stored.Record] = {}
     for record in records:
-        other = last.setdefault(record.trial.trial_id, record)
-        if (record.attempt, record.started_at) >= (other.attempt, other.started_at):
-            last[record.trial.trial_id] = record
+        pair = last.get(record.trial.trial_id, record), record
+        earlier, later = sorted(pair, key=lambda record: (record.attempt, record.started_at))
+        last[record.trial.trial_id] = earlier if stored.was_cut_off_again(later, earlier) else later
     return last

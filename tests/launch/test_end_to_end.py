@@ -199,9 +199,19 @@ class TestInterruption:
         }  # fmt: skip
         assert "was busy with something else in 6 of 6 trials: run these again on a quiet one" in ranking["answer"]
         assert "more seed" not in ranking["answer"]
+        # What completed still counts where running it again is interrupted, which is no complete run again either.
+        workplace.hold()
+        process = workplace.start("run", "tiny.yaml", *longer, "--rerun-unclean")
+        until(trial_is_running(workplace))
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        workplace.let_go()
+        assert process.returncode == 130
+        rows = json.loads((workplace.run_folders()[-1] / "ranking.json").read_text())["rows"]
+        assert {row["option"]: row["n"] for row in rows} == {"whole": 2, "halves": 2, "control": 2}
         assert workplace.call("run", "tiny.yaml", *longer, "--rerun-unclean").returncode == 0
         records = workplace.records()
-        assert sorted(record["attempt"] for record in records) == [1] * 6 + [2] * 6
+        assert sorted(record["attempt"] for record in records) == [1] * 6 + [2] * 6 + [3]
         assert len(workplace.run_folders()) == 1
         report = (workplace.run_folders()[-1] / "report.md").read_text()
         assert "halves, seeds 0, 1: run again, as the machine was busy" in report

@@ -162,6 +162,16 @@ def test_the_last_attempt_counts(tmp_path: Path) -> None:
         assert list(last_attempts(order).values()) == [again]
 
 
+def test_an_interrupted_attempt_takes_no_completed_ones_place() -> None:
+    completed, other = make_record("a", 0), make_failure("a", 0, "crashed")
+    interrupted = replace(make_failure("a", 0, "interrupted"), attempt=2)
+    third = replace(completed, attempt=3)
+    assert list(last_attempts([completed, interrupted]).values()) == [completed]
+    assert list(last_attempts([interrupted, completed]).values()) == [completed]
+    assert list(last_attempts([other, interrupted]).values()) == [interrupted]
+    assert list(last_attempts([completed, interrupted, third]).values()) == [third]
+
+
 @given(st.lists(st.integers()), st.integers(min_value=2, max_value=50))
 def test_decimating_keeps_the_ends_and_the_order(values: list[int], most: int) -> None:
     kept = decimate(list(enumerate(values)), most)
