@@ -25,7 +25,7 @@ from selectbench.analysis.result import (
     Violation,
 )
 from selectbench.analysis.scores import score_differences
-from selectbench.analysis.screening import unscreened
+from selectbench.analysis.screening import busy_screening_warnings, unscreened
 from selectbench.analysis.scripts import pause_notes, repeats_in_answer, script_warnings
 from selectbench.analysis.summary import (
     Summary,
@@ -43,7 +43,13 @@ from selectbench.analysis.summary import (
     summarise,
     trial_warnings,
 )
-from selectbench.analysis.watched import OWN_CODE, learning_in_answer, learning_warnings, plausibility_warnings
+from selectbench.analysis.watched import (
+    OWN_CODE,
+    learning_in_answer,
+    learning_warnings,
+    learnt_nothing,
+    plausibility_warnings,
+)
 from selectbench.record.record import Completed, Record
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, parse_constraint
 from selectbench.suite.suite import Suite, besides_the_rate
@@ -64,7 +70,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     kinds = memory_kinds(summaries)
     doubts = [
         *([f"the run is incomplete: {planned - done} trials have no outcome"] if done < planned else []),
-        *unscreened(suite, records),
+        *unscreened(suite, records), *busy_screening_warnings(suite, records),
         *script_warnings(suite, records, summaries),
         *disturbances(records, contest),
         *hardware.gpu_warnings(suite.device, summaries), *trial_warnings(summaries),
@@ -77,9 +83,10 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
         for name in contest.baseline.values
     }
     lanes, nodes = describe_lanes(suite, records, values), describe_nodes(suite, records, values)
+    answer = _Answer(contest, rows, records)
     return Ranking(
-        suite=suite.name, baseline=suite.baseline, question=suite.question,
-        answer=f"{_Answer(contest, rows, records).text()}"
+        suite=suite.name, baseline=suite.baseline, question=suite.question, settled=answer.is_settled,
+        answer=f"{answer.text()}"
         f"{hardware.ranks_in_answer(suite.device, summaries)}"
         f"{learning_in_answer(suite, summaries)}{repeats_in_answer(suite, records)}{lanes_in_answer(lanes)}"
         f"{nodes_in_answer(nodes, list(contest.of_rounds), suite.decide.objective)}",
@@ -218,21 +225,44 @@ class _Answer:
         ]  # fmt: skip
         return " ".join(sentence for sentence in sentences if sentence)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether a complete run shows one option to be the best of several, and no sentence questions that."""
+        if not self.contest.is_complete or len(self.ranked) < 2 or self.ranked[0].tied_with:
+            return False
+        unjudged = any(c.verdict == "not_judged" for row in self.ranked for c in row.constraints)
+        learnt = not any(learnt_nothing(self.suite, self.summaries[row.option]) for row in self.ranked)
+        doubts = (self._rests_on_busy, self._stalled, self._open_candidates(), self._baseline_problems(), unjudged)
+        return learnt and not any(doubts)
+
+    @property
+    def _rests_on_busy(self) -> bool:
+        """Whether figures of a busy machine decide."""
+        return self.contest.is_busy and "busy" in self.metric.spoiled_by
+
+    @property
+    def _stalled(self) -> list[str]:
+        """Options whose timing was disturbed, where it decides."""
+        name = self.metric.name
+        if name not in ("tokens_per_second", "step_time_median_seconds", SECONDS_TO_LOSS):
+            return []
+        by_name = self.summaries.items()
+        return [n for n, s in by_name if any(stalled(s.measurements[seed]) for seed in s.values[name])]
+
     def _speed_doubts(self) -> str:
         """Doubts about speed that a reader must know."""
-        summaries, name = list(self.summaries.values()), self.metric.name
-        if self.contest.is_busy and "busy" in self.metric.spoiled_by:
+        summaries = list(self.summaries.values())
+        if self._rests_on_busy:
             busy = sum(len(summary.busy) for summary in summaries)
             total = sum(len({*summary.completed, *summary.busy}) for summary in summaries)
             text = f"The machine was busy with something else in {busy} of {total} trials"
             return f"{text}: run these again on a quiet one (see the warnings)."
         text = ""
-        if outliers := self.contest.outliers(name):
+        if outliers := self.contest.outliers(self.metric.name):
             trials = listed([f"{option}, seed {seed}" for option, seed in list(outliers)[:4]])
             verb = "stand out and widen" if len(outliers) > 1 else "stands out and widens"
             text = f"{trials} {verb} the intervals (see the warnings). "
-        names = [s.name for s in summaries if any(stalled(s.measurements[seed]) for seed in s.values[name])]
-        if not names or name not in ("tokens_per_second", "step_time_median_seconds", SECONDS_TO_LOSS):
+        if not (names := self._stalled):
             return text.rstrip()
         return (
             f"{text}The timing of {listed(names)} was disturbed (see the warnings): run again on an idle machine."

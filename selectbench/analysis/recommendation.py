@@ -378,7 +378,9 @@ def _no_option(question: Question, may_lead: Sequence[str], tied: Sequence[str] 
 def _confidence(question: Question, finding: _Finding) -> str:
     is_open = f" Open: whether {_names_hold(finding.open)} the constraints." if finding.open else ""
     if len(question.figures) == 1:
-        return f"The only option shown to qualify.{is_open}" if is_open else "The only option that qualifies."
+        qualifies = "shown to qualify" if is_open else "that qualifies"
+        is_any_out = any(summary.is_screened_out for summary in question.contest.summaries.values())
+        return f"The only option {qualifies}{' of those that were not screened out' * is_any_out}.{is_open}"
     if not finding.known:
         return f"No measure of spread: the order may be chance.{is_open}"
     if not finding.tied:

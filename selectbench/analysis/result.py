@@ -695,13 +695,16 @@ class Reference(JsonObject):
 class Ranking(Sparse):
     """The answer to a suite's question."""
 
-    RARE = frozenset({"search", "lanes", "nodes", "references"})
+    RARE = frozenset({"settled", "search", "lanes", "nodes", "references"})
     schema_version: int = SCHEMA_VERSION
     suite: str
     baseline: str
     question: str
     answer: str
     """One or more sentences: what to take, how sure that is, and what was not answered."""
+    settled: bool = False
+    """Whether the run is complete and shows one option to be better than all others that are ranked, and nothing
+    that the answer says (a busy machine, a model that learnt nothing) questions that; left out where it is not."""
     objective: str
     device: Literal["cpu", "cuda"]
     quick: bool

@@ -7,7 +7,9 @@ whosever it is, screens an option out: where 5 % of short trials are ten times a
 out an option at 0.9x in 0.2 % of runs (`tests/analysis/test_screening.py`).
 
 What did not complete, or has no figure that counts, misses no bound: such an option goes on to the contest, which
-tells what is wrong with it.
+tells what is wrong with it. Speeds of a busy CPU count, as in a contest that has no others: on a machine that stays
+busy nothing would be screened out. Whoever is screened out by them is named, and `--rerun-unclean` runs these
+trials again.
 """
 
 from __future__ import annotations
@@ -17,24 +19,34 @@ from statistics import fmean
 from typing import NamedTuple
 
 from selectbench import units
-from selectbench.analysis.metrics import figure_of
+from selectbench.analysis.metrics import figure_of, state_of
 from selectbench.analysis.result import ScreenBound, Screening, ScreenTrial
 from selectbench.record.record import Completed, Failed, Record, has_ended
 from selectbench.record.run_folder import last_attempts
 from selectbench.suite.metrics import METRICS, SCREENING, Constraint, parse_constraint
 from selectbench.suite.stages import screening_seeds
 from selectbench.suite.suite import Suite
+from selectbench.text import some
 
 Planned = tuple[str, int, int]
 """Option, seed and round of a screening trial; rounds run one after the other."""
 
 
-def screening_trials(suite: Suite, records: Sequence[Record], able: Sequence[str]) -> list[Planned]:
-    """Trials of the screening, done or not; [] once the contest has begun. `able`: options that can run here."""
+def screening_trials(
+    suite: Suite, records: Sequence[Record], able: Sequence[str], *, reruns_busy: bool = False
+) -> list[Planned]:
+    """Trials of the screening, done or not. `able`: options that can run here.
+
+    Once the contest has begun there are none but, with `reruns_busy`, those of the baseline and of options that a
+    busy machine screened out. Whoever takes part in the contest stays in it.
+    """
     baseline, trials_of = suite.baseline, _trials_by_option(suite, records)
     others = [option.name for option in suite.without_control if option.name in able and option.name != baseline]
     has_begun = any(record.phase == "contest" for record in records)
-    if not suite.screen or not others or baseline not in able or has_begun:
+    if has_begun:
+        out = _screened_out_when_busy(suite, records) if reruns_busy else {}
+        others = [name for name in others if name in out]
+    if not suite.screen or not others or baseline not in able:
         return []
     first, second = screening_seeds(suite)
     trials = [(baseline, first, 0), *((name, first, 1) for name in others), (baseline, second, 2)]
@@ -94,6 +106,32 @@ def unscreened(suite: Suite, records: Sequence[Record]) -> list[str]:
     ]  # fmt: skip
 
 
+def busy_screening_warnings(suite: Suite, records: Sequence[Record]) -> list[str]:
+    """One line that names the options that trials of a busy CPU screened out."""
+    out = _screened_out_when_busy(suite, records)
+    if not out:
+        return []
+    name, detail = next(iter(out.items()))
+    who, they = some(list(out), most=6), "it" if len(out) == 1 else "they"
+    line = (
+        f"the machine was busy with something else in short trials that screened out {who} ({name}: {detail}): "
+        f"on a quiet one {they} might take part. Once it is quiet, `--rerun-unclean` with the same command runs "
+        "these short trials again in this run; a run with `--no-screen` screens nothing out"
+    )
+    return [line]
+
+
+def _screened_out_when_busy(suite: Suite, records: Sequence[Record]) -> dict[str, str]:
+    """By option that is out by a speed of a busy CPU alone, and might not be on a quiet one, how busy it was."""
+    trials_of, found = _trials_by_option(suite, records), dict[str, str]()
+    for name, screening in screened_out(suite, records).items():
+        missed = [bound.metric for bound in screening.bounds if len(bound.missed) == 2 and all(bound.missed)]
+        busy = [state for record in trials_of[name] if (state := state_of(record)) and state.verdict == "busy"]
+        if busy and all("busy" in METRICS[metric].spoiled_by for metric in missed):
+            found[name] = busy[0].detail
+    return found
+
+
 def screened_words(screening: Screening) -> str:
     """`0.068x the baseline's tokens_per_second in two short trials (70.0 and ...`, for each bound missed twice."""
     parts = []
@@ -117,8 +155,9 @@ def _trials_by_option(suite: Suite, records: Sequence[Record]) -> dict[str, list
     """Each option's trials that have an outcome, the first and perhaps a second one."""
     names = {option.name for option in suite.options}
     by_seed: dict[str, dict[int, Record]] = {}
-    for record in last_attempts([record for record in records if record.phase == "screen"]).values():
-        if record.trial.option in names and has_ended(record.outcome):  # of another micro-batch size, the later one
+    ended = [record for record in records if record.phase == "screen" and has_ended(record.outcome)]
+    for record in last_attempts(ended).values():
+        if record.trial.option in names:  # of another micro-batch size, the later one
             by_seed.setdefault(record.trial.option, {})[record.trial.seed] = record
     return {name: [records_of[seed] for seed in sorted(records_of)] for name, records_of in by_seed.items()}
 

@@ -402,8 +402,14 @@ INTERFERES: RunPhase = "interference"
 """The phase of trials that show whether lanes disturb each other."""
 
 
-def stages(planned: AnyPlanned, records: Sequence[Record]) -> list[tuple[str, AnyPlanned]]:
-    """Title and plan of each stage that the records decide so far. `planned`: the suite as its file declares it."""
+def stages(
+    planned: AnyPlanned, records: Sequence[Record], *, reruns_busy: bool = False
+) -> list[tuple[str, AnyPlanned]]:
+    """Title and plan of each stage that the records decide so far.
+
+    `planned`: the suite as its file declares it; `reruns_busy`: whether options that a busy machine screened out
+    are screened again though the contest has begun.
+    """
     suite, earlier = planned.suite, []
     if suite.best_of is not None:
         ranks = {p.option.name: p.world_size for p in planned.plan.options}
@@ -412,7 +418,7 @@ def stages(planned: AnyPlanned, records: Sequence[Record]) -> list[tuple[str, An
             earlier.append(("micro-batch size", planned.with_suite(speed_suite(suite, sizes))))
     sized = with_fastest_sizes(suite, records)
     supported = [p.option.name for p in planned.plan.options if not p.unsupported]
-    if screening := screening_trials(sized, records, supported):
+    if screening := screening_trials(sized, records, supported, reruns_busy=reruns_busy):
         earlier.append((SCREENING, _screening_stage(planned.with_suite(screening_suite(sized)), screening)))
     out = screened_out(sized, records)
     if suite.tune is not None:

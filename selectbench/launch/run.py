@@ -530,7 +530,7 @@ def next_stage(
     `ended`: ids of trials that this process has run; one that failed is not run again at once.
     """
     records, _ = read_records(folder / RECORDS_FILE)
-    for title, whole in stages(preparation, records):
+    for title, whole in stages(preparation, records, reruns_busy=retried.unclean):
         stage = whole if preparation.round is None else _of_round(whole, preparation.round, title)
         trials = [p for p in in_run_order(stage.plan.trials, run_name(folder)) if p.trial.trial_id not in ended]
         still_open = pending(trials, stage.suite, records, retried=retried)

@@ -98,7 +98,7 @@ def report(
         doc.Section("environment", "Environment", [where], is_folded=True),
     ]
     return doc.Document(
-        ranking.suite, sections, ranking.question, ranking.answer, _is_decided(ranking),
+        ranking.suite, sections, ranking.question, ranking.answer, ranking.settled,
         _facts(suite, ranking, environment),
     )  # fmt: skip
 
@@ -119,12 +119,8 @@ def summary(ranking: Ranking, medium: Literal["terminal", "page"] = "terminal") 
         lines.append(_search_cost(search))
         lines += (f"{b.option}: {_chosen(b)}" for b in (*search.sizes, *search.tuning))
     blocks = (report_ranking.ranking_table(ranking, medium), doc.Listing(lines))
-    head = (ranking.question, ranking.answer, _is_decided(ranking))
+    head = (ranking.question, ranking.answer, ranking.settled)
     return doc.Document(ranking.suite, doc.warnings(ranking.warnings), *head, opening=blocks)
-
-
-def _is_decided(ranking: Ranking) -> bool:
-    return bool(ranking.rows) and ranking.rows[0].rank == 1 and not ranking.rows[0].tied_with
 
 
 def _facts(suite: Suite, ranking: Ranking, environment: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -101,6 +101,31 @@ def test_too_many_busy_trials_count_and_no_seeds_are_proposed(busy: list[int]) -
     assert "more seed" in quiet.answer  # the same figures of a quiet machine
 
 
+def settled_case(case: str) -> Ranking:
+    busy = range(5) if case == "busy" else ()
+    records = trials("base", noise(seed=1), busy) + trials("a", noise(seed=2, middle=130), busy)
+    names = ["base", "a"]
+    if case == "tied":
+        records = trials("base", noise(seed=1)) + trials("a", noise(seed=2))
+    elif case == "alone":
+        records = trials("base", noise(seed=1)) + [make_failure("a", seed, "oom") for seed in range(5)]
+    elif case == "incomplete":
+        names = ["base", "a", "b"]
+    elif case == "stalled":  # the mean step takes four times the median
+        records = [r for r in records if r.trial.option == "base"] + [
+            trial("a", s, v, step_time_median_seconds=1e-4) for s, v in enumerate(noise(seed=2, middle=130))
+        ]
+    return rank(suite_of(*names), records)
+
+
+@pytest.mark.parametrize("case", ["sound", "busy", "tied", "alone", "incomplete", "stalled"])
+def test_an_answer_is_settled_only_where_one_of_several_is_best_and_nothing_questions_it(case: str) -> None:
+    ranking = settled_case(case)
+    assert ranking.rows[0].rank == 1
+    assert ranking.settled == (case == "sound"), ranking.answer
+    assert ("settled" in ranking.model_dump(mode="json")) == (case == "sound")
+
+
 def test_a_gate_says_which_run_had_a_busy_machine() -> None:
     suite = suite_of("base", "a")
     quiet = trials("base", noise(seed=1)) + trials("a", noise(seed=2))

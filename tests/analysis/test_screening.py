@@ -205,6 +205,76 @@ def test_sizes_are_found_before_and_what_is_screened_out_is_not_tuned(tmp_path: 
     assert {p.trial.option for p in dict(stages(own, begun))["contest"].plan.trials} == {"fp32", "bf16", CONTROL}
 
 
+# A busy machine: its short trials count, a reader is told, and they run again where that is asked for.
+
+BUSY: dict[str, Any] = {"cpu_seconds": 2.0, "cores_seconds": 5.0, "run_queue_wait_seconds": 3.0}
+
+
+def on_a_busy_machine(suite: Suite, *busy: str, **more: Any) -> list[Record]:
+    def made(option: str, number: int) -> float | Record:
+        value = {"base": 1000.0, "fast": 1200.0}.get(option, 70.0)
+        return make_record(option, number, **speed(value), **BUSY, **more) if option in busy else value
+
+    return screen(suite, made) + contest("base", "fast", fast=12_000.0)
+
+
+def again(record: Record, value: float, **more: Any) -> Record:
+    made = make_record(record.trial.option, 0, **speed(value), **more)
+    return replace(made, trial=record.trial, phase="screen", attempt=2, started_at=record.started_at)
+
+
+def busy_lines(suite: Suite, records: Sequence[Record]) -> list[str]:
+    return [line for line in rank(suite, records).warnings if "in short trials that screened out" in line]
+
+
+def test_who_is_screened_out_by_trials_of_a_busy_machine_is_named() -> None:
+    suite = suite_of("base", "fast", "slow", "slower")
+    records = on_a_busy_machine(suite, "base", "fast", "slow")
+    assert set(screened_out(suite, records)) == {"slow", "slower"}
+    (line,) = busy_lines(suite, records)
+    assert line.startswith(
+        "the machine was busy with something else in short trials that screened out slow (slow: threads waited for "
+        "a core 1.5 s for each second of work"
+    )
+    assert "`--rerun-unclean`" in line
+    assert "`--no-screen`" in line
+    assert not busy_lines(suite, on_a_busy_machine(suite, "base", "fast"))
+
+
+def test_what_misses_a_bound_of_memory_would_on_a_quiet_machine_too() -> None:
+    suite = suite_of("base", "fast", "slow", screen=[*HALF, "peak_memory_bytes <= 2x baseline"])
+    records = on_a_busy_machine(suite, "slow", peak_pss_growth_bytes=900 << 20)
+    assert set(screened_out(suite, records)) == {"slow"}
+    assert not busy_lines(suite, records)
+
+
+def test_their_short_trials_and_the_baselines_run_again_where_that_is_asked_for_and_no_others() -> None:
+    suite = suite_of("base", "fast", "slow", "slower")
+    records, able = on_a_busy_machine(suite, "base", "fast", "slow"), ["base", "fast", "slow", "slower"]
+    assert screening_trials(suite, records, able) == []
+    assert screening_trials(suite, records, able, reruns_busy=True) == [
+        ("base", 2000, 0), ("slow", 2000, 1), ("base", 2001, 2), ("slow", 2001, 3)
+    ]  # fmt: skip
+    tried = [record for record in records if record.trial.option == "slow"]
+    still_slow = [*records, *(again(record, 70.0) for record in tried)]
+    assert set(screened_out(suite, still_slow)) == {"slow", "slower"}
+    assert not busy_lines(suite, still_slow)
+    assert screening_trials(suite, still_slow, able, reruns_busy=True) == []
+    still_busy = [*records, *(again(record, 70.0, **BUSY) for record in tried)]
+    assert busy_lines(suite, still_busy)
+    quick_now = [*records, again(tried[0], 900.0)]
+    assert set(screened_out(suite, quick_now)) == {"slower"}
+    assert "Incomplete" in rank(suite, quick_now).answer
+
+
+def test_a_second_attempt_that_was_interrupted_leaves_the_first() -> None:
+    suite = suite_of("base", "fast", "slow")
+    records = on_a_busy_machine(suite, "slow")
+    (tried, _) = (record for record in records if record.trial.option == "slow")
+    cut = replace(again(tried, 900.0), outcome=make_failure("slow", 0, "interrupted").outcome)
+    assert set(screened_out(suite, [*records, cut])) == {"slow"}
+
+
 # What the ranking and its reports make of a row that is screened out.
 
 
@@ -280,6 +350,17 @@ def test_the_reports_tell_who_was_screened_out_and_why(screened: tuple[Suite, li
     for text in (render_markdown(report(*parts, "markdown")), render_html(report(*parts, "page"))):
         assert "slow: screened out: 0.0690x the baseline" in text
         assert "0.0690x" in text
+
+
+def test_the_only_one_that_qualifies_is_so_of_those_that_were_not_screened_out() -> None:
+    suite = suite_of("base", "slow")
+    records = screen(suite, at(base=1000.0, slow=70.0)) + contest("base")
+    ranking = rank(suite, records)
+    assert ranking.verdicts
+    assert {verdict.confidence for verdict in ranking.verdicts} == {
+        "The only option that qualifies of those that were not screened out."
+    }
+    assert not ranking.settled
 
 
 # How often it errs.

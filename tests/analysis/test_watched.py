@@ -141,6 +141,7 @@ def alarmed(job=None, **measured):
     lines = [line for line in ranking.warnings if "ALARM: nothing was learnt" in line]
     assert len(lines) in (0, 2)
     assert ("Nothing was learnt by any option (see the warnings)" in ranking.answer) == bool(lines)
+    assert not (lines and ranking.settled)
     return bool(lines)
 
 

@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 from launch.harness import TINY_SUITE, Workplace, until
+from msgspec.structs import replace
+
+from selectbench.record.record import Completed
+from selectbench.record.run_folder import append_record, read_records
 
 pytestmark = pytest.mark.slow
 OPTIMIZERS = """
@@ -19,11 +23,12 @@ from pathlib import Path
 from torch.optim import AdamW
 
 WAS_HERE = Path(__file__).parents[1] / "was_here"
+QUIET = Path(__file__).parents[1] / "quiet"
 
 
 class Slow(AdamW):
     def step(self, closure=None):
-        time.sleep(0.25)
+        time.sleep(0.0 if QUIET.exists() else 0.25)
         return super().step(closure)
 
 
@@ -181,3 +186,27 @@ def test_against_a_run_that_had_it_the_row_is_lost_and_no_regression_is_claimed(
     checks = [one for one in json.loads(gated.stdout)["checks"] if one["option"] == "slow"]
     assert {one["verdict"] for one in checks} == {"inconclusive"}
     assert any("screened out, so it is not known" in one["detail"] for one in checks)
+
+
+def test_who_a_busy_machine_screened_out_is_tried_again_and_takes_part_when_asked(screened: Workplace) -> None:
+    folder = screened.run_folders()[0]
+    path = folder / "records.jsonl"
+    records, _ = read_records(path)
+    path.unlink()
+    for record in records:
+        if record.phase == "screen" and record.trial.option == "slow":
+            assert isinstance(record.outcome, Completed)
+            busy = {"cpu_seconds": 1.0, "run_queue_wait_seconds": 9.0, "cores_seconds": 10.0}
+            record = replace(record, outcome=Completed(measurement=replace(record.outcome.measurement, **busy)))
+        append_record(path, record)
+    shown = " ".join(screened.call("report", str(folder)).stdout.split())
+    assert "busy with something else in short trials that screened out slow (slow: threads waited" in shown
+    (screened.folder / "quiet").touch()
+    done = screened.call("run", "tiny.yaml", "--rerun-unclean")
+    assert done.returncode == 3, done.stderr  # one option is broken
+    added = read_records(path)[0][len(records) :]
+    short = [r.attempt for r in added if (r.phase, r.trial.option) == ("screen", "slow")]
+    assert short == [2, 2]
+    assert {r.trial.seed for r in added if (r.phase, r.trial.option) == ("contest", "slow")} == {0, 1}
+    rows_now = {row["option"]: row for row in json.loads((folder / "ranking.json").read_text())["rows"]}
+    assert rows_now["slow"]["status"] == "completed"

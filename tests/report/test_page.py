@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from evidence.readme_table import kept_run
 from made_records import make_failure, make_meters, make_record, make_suite, speed, with_curve
+from msgspec.structs import replace
 from report.rendered import render, render_page
 
 from selectbench.analysis.ranking import rank
 from selectbench.launch.publish import COMMAND, read_run
-from selectbench.record.record import Record
+from selectbench.record.record import Completed, Record
 from selectbench.suite.suite import Suite
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}</title></svg>"
@@ -94,6 +95,24 @@ def test_the_answer_comes_before_the_table_and_the_pictures_are_there() -> None:
                     "Step times"):  # fmt: skip
         assert f"<h3>{heading}</h3>" in text
     assert "Memory and power over time are not drawn" in text
+
+
+def test_only_an_answer_that_is_settled_is_in_the_green_box() -> None:
+    open_box, green_box = '<p class="answer open">', '<p class="answer">'
+    suite = make_suite("fp32", BF16)
+    assert green_box in page(suite, two_options())
+    waited = {"cpu_seconds": 2.0, "cores_seconds": 5.0, "run_queue_wait_seconds": 3.0}
+    busy = [
+        replace(record, outcome=Completed(measurement=replace(record.outcome.measurement, **waited)))
+        for record in two_options() if isinstance(record.outcome, Completed)
+    ]  # fmt: skip
+    alone = [record for record in two_options() if record.trial.option == "fp32"]
+    alone += [make_failure("bf16", seed, "oom") for seed in suite.seeds]
+    for records, words in ((busy, "The machine was busy"), (alone, "is the only option that could be ranked")):
+        text = page(suite, records)
+        assert words in text
+        assert open_box in text
+        assert green_box not in text
 
 
 def test_meters_are_drawn_where_there_are_some() -> None:
