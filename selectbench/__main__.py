@@ -103,10 +103,8 @@ def _run() -> ExitCode | None:
         # Typer's status: 2 is wrong use, any other an answer or a key that ended the command.
         return _STATUS_OF_TYPER.get(end.code, ExitCode.INTERRUPTED)
     except UserError as error:
-        from selectbench.text import visible
-
         for line in str(error).split("\n"):
-            print(visible(line, LONGEST_PROBLEM_LINE), file=sys.stderr)
+            print(_shown(line), file=sys.stderr)
         return ExitCode.USER_ERROR
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
@@ -119,6 +117,20 @@ def _run() -> ExitCode | None:
         print("selectbench: this is a bug of selectbench's own; the records so far are kept.", file=sys.stderr)
         return ExitCode.OWN_BUG
     return None
+
+
+def _shown(problem: str) -> str:
+    """A line of an error message; on a terminal it is broken between words, elsewhere it stays one line."""
+    import shutil
+    import textwrap
+
+    from selectbench.text import visible
+
+    line = visible(problem, LONGEST_PROBLEM_LINE)
+    if not sys.stderr.isatty():
+        return line
+    width = max(20, shutil.get_terminal_size().columns)
+    return textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 _STATUS_OF_TYPER: dict[object, ExitCode | None] = {None: None, 0: None, 2: ExitCode.USER_ERROR}

@@ -59,6 +59,10 @@ MOST_TO_LIST = 30
 """Most seeds that the command to extend a run lists."""
 
 
+def _without_outcome(trials: int) -> str:
+    return "1 trial has no outcome" if trials == 1 else f"{trials} trials have no outcome"
+
+
 def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) -> Ranking:
     """`warnings` go before those found here. Raises ValueError for a constraint that cannot be read."""
     summaries, left_out = summarise(suite, records)
@@ -69,7 +73,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     done, planned = outcomes(summaries)
     kinds = memory_kinds(summaries)
     doubts = [
-        *([f"the run is incomplete: {planned - done} trials have no outcome"] if done < planned else []),
+        *([f"the run is incomplete: {_without_outcome(planned - done)}"] if done < planned else []),
         *unscreened(suite, records), *busy_screening_warnings(suite, records),
         *script_warnings(suite, records, summaries),
         *disturbances(records, contest),

@@ -234,6 +234,8 @@ def observe(command: str, notify: Notify) -> Observed:
     """Run the command, unchanged, in the working directory until it has made some steps. Raises UserError."""
     if (reason := wrong_system_reason()) is not None:
         raise UserError(reason)
+    if not command.strip():
+        raise UserError("--from-command: it is empty: write the training as it is typed in a terminal")
     job = _job(command)
     if (problem := program_problem(job, CommandChoices())) is not None:
         raise UserError(f"--from-command: {problem}")

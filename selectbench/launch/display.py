@@ -173,6 +173,10 @@ class Display:
         """Running trials by lane."""
         self._lane, self._turn = 0, RLock()
         self.time_left = TimeLeft({})
+        self._until = ""
+        """What the time left ends with, ` before the contest` in the stages before it."""
+        self._unsupported: set[str] = set()
+        """Options of whose trials none is run."""
         self._least_left: float | None = None
         """Least time left in seconds that was displayed since the running trial began to evaluate or save."""
 
@@ -188,12 +192,27 @@ class Display:
         """The running trial of the lane that reports; None: there is none."""
         return self.runs.get(self._lane)
 
-    def run_started(self, suite: str, planned: Mapping[str, int], done: Sequence[Record]) -> None:
-        """A run or a stage begins. `planned`: trials by option; `done`: a record of each that ended before."""
+    def run_started(
+        self, suite: str, planned: Mapping[str, int], done: Sequence[Record], *, before_contest: bool = False
+    ) -> None:
+        """A run or a stage begins. `planned`: trials by option; `done`: a record of each that ended before.
+
+        `before_contest`: it is a stage before the contest, whose trials are not among those planned.
+        """
         self.tallies = {option: Tally(planned=number) for option, number in planned.items()}
         self.planned, self.done, self.time_left = sum(planned.values()), 0, TimeLeft(dict(planned))
+        self._until = " before the contest" if before_contest else ""
         for record in done:
-            self._count(record.trial.option, record.outcome, record.wall_seconds)
+            if _was_launched(record.outcome, record.wall_seconds):
+                self._count(record.trial.option, record.outcome, record.wall_seconds)
+            else:
+                self._leave_out(record.trial.option)
+
+    def _leave_out(self, option: str) -> None:
+        """Count no trial of an option that can't run here."""
+        if (tally := self.tallies.pop(option, None)) is not None:
+            self.planned -= tally.planned
+            self.time_left.remaining.pop(option, None)
 
     def _count(self, option: str, outcome: Outcome, seconds: float) -> None:
         """Add a trial that has ended after so many seconds."""
@@ -259,13 +278,16 @@ class Display:
         `server_start_seconds`: the part of the wall spent waiting for a trial server, which later trials reuse.
         """
         self.runs.pop(self._lane, None)
-        if has_ended(outcome):
-            self._count(option, outcome, wall_seconds - server_start_seconds)
-        if not isinstance(outcome, Failed) or outcome.kind != "unsupported":
+        if _was_launched(outcome, wall_seconds):
+            if has_ended(outcome):
+                self._count(option, outcome, wall_seconds - server_start_seconds)
             self.report_end(f"{one_line(option)}, seed {seed}: {outcome_text(outcome)}", outcome, wall_seconds)
-        elif (tally := self.tallies[option]).done <= 1:  # the plan knew it: its other trials would repeat it
+        elif option not in self._unsupported:  # the plan knew it: its other trials would repeat it
+            self._unsupported.add(option)
+            self._leave_out(option)
+            assert isinstance(outcome, Failed)
             why = f"unsupported: {first_line(outcome.detail, 400)}"
-            self.note(f"{one_line(option)}: {why}; none of its {tally.planned} trials is run")
+            self.note(f"{one_line(option)}: {why}; none of its trials is run")
 
     def report_end(self, text: str, outcome: Outcome, wall_seconds: float) -> None:
         """Display the outcome of a trial; not called for trials that the plan found to be unsupported."""
@@ -289,9 +311,16 @@ class Display:
         return seconds
 
     def time_left_text(self) -> str:
-        """`3 min 20 s left`, or '' while the time left is not known."""
+        """`3 min 20 s left`, `20 s left before the contest`, or '' while the time left is not known."""
         seconds = self.seconds_left()
-        return "" if seconds is None else f"{'about ' * (self.lanes > 1)}{units.duration(seconds)} left"
+        if seconds is None:
+            return ""
+        return f"{'about ' * (self.lanes > 1)}{units.duration(seconds)} left{self._until}"
+
+
+def _was_launched(outcome: Outcome, wall_seconds: float) -> bool:
+    """Whether a trial ran; one that the plan found to be unsupported has an outcome without it."""
+    return not isinstance(outcome, Failed) or outcome.kind != "unsupported" or wall_seconds > 0
 
 
 def _speed(outcome: Outcome) -> float | None:
@@ -398,9 +427,11 @@ class PlainDisplay(Display):
         self._last: dict[int, float] = {}
         """Time of each lane's last line."""
 
-    def run_started(self, suite: str, planned: Mapping[str, int], done: Sequence[Record]) -> None:
+    def run_started(
+        self, suite: str, planned: Mapping[str, int], done: Sequence[Record], *, before_contest: bool = False
+    ) -> None:
         """Print a line with the size of the run."""
-        super().run_started(suite, planned, done)
+        super().run_started(suite, planned, done, before_contest=before_contest)
         before = f", {self.done} of them done before" if self.done else ""
         self.note(f"{one_line(suite)}: {self.planned} trial{'' if self.planned == 1 else 's'}{before}")
 
@@ -438,9 +469,11 @@ class DrawnDisplay(Display):
     _is_running = False
     """Whether the table is drawn, and not the lines alone."""
 
-    def run_started(self, suite: str, planned: Mapping[str, int], done: Sequence[Record]) -> None:
+    def run_started(
+        self, suite: str, planned: Mapping[str, int], done: Sequence[Record], *, before_contest: bool = False
+    ) -> None:
         """Draw the table from now on."""
-        super().run_started(suite, planned, done)
+        super().run_started(suite, planned, done, before_contest=before_contest)
         self._is_running = True
         self._draw()
 

@@ -27,6 +27,7 @@ from selectbench.choices.model import HUB_FIX, AnyTokenizer
 from selectbench.data.prepare import prepare, streamed_datasets
 from selectbench.data.prepared import Prepared, Samples, cache_root, check_enough, evaluable_tokens, uncached_models
 from selectbench.data.reading import dataset_commit, download_bytes, fetch_snapshot
+from selectbench.data.split import BLOCK_CHARACTERS
 from selectbench.errors import MissingPackageError, NotDownloadedError, UnreachableError, UserError
 from selectbench.gpu.devices import PROBE, PROBE_SECONDS, Gpu, first_difference, read_probe
 from selectbench.launch.command import command_facts
@@ -44,6 +45,7 @@ from selectbench.planning.plan import (
     heldout_warnings,
     lanes_of,
     make_plan,
+    split_warnings,
     target_warnings,
     unused_row_warnings,
     with_machine_choices,
@@ -54,6 +56,7 @@ from selectbench.record.run_folder import SUITE, find_run, is_complete
 from selectbench.suite.command import nodes_problem
 from selectbench.suite.document import Written, placed, read_document
 from selectbench.suite.load import find, folder_of, load_suite
+from selectbench.suite.sources import TextFiles
 from selectbench.suite.stages import (
     interference_suite,
     repeat_suite,
@@ -611,12 +614,17 @@ def prepared_data(request: Request, notify: Notify) -> list[tuple[Prepared, list
         raise UserError(f"{request.suite}: the data of a command are its script's own: there is nothing to prepare")
     with data_problems_placed(request, suite):
         by_option = prepare_data(suite, notify)
+    if any(isinstance(part, TextFiles) for part in suite.built.data.parts):
+        notify(f"text files are cut between paragraphs into documents of about {BLOCK_CHARACTERS:,} characters")
     options: dict[str, list[str]] = {}
     for name, prepared in by_option.items():
         options.setdefault(prepared.key, []).append(name)
     heldout = {name: evaluable_tokens(prepared, suite.built) for name, prepared in by_option.items()}
     jobs = {names[0]: suite.job_of(suite.option(names[0])) for names in options.values()}
     previews = [(d := by_option[names[0]], names, Samples.draw(d, jobs[names[0]])) for names in options.values()]
-    for line in [*heldout_warnings(suite, heldout), *target_warnings(samples.targets for *_, samples in previews)]:
+    for line in [
+        *heldout_warnings(suite, heldout), *split_warnings(suite, by_option),
+        *target_warnings(samples.targets for *_, samples in previews),
+    ]:  # fmt: skip
         notify(f"warning: {line}")
     return previews

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from shutil import disk_usage
 from tempfile import gettempdir
@@ -411,17 +412,17 @@ def _run_stage(stage: Stage, benches: Sequence[Bench], threads: Sequence[Executo
     All trials of other stages run on the first lane. `threads`: one for each lane; `ended` takes up the trials'
     ids. Raises UserError, once all lanes have ended, with what any of them raised first.
     """
-    of = stage.done + len(stage.trials)
+    number_of, of = stage.numbers()
     working = benches if stage.title == CONTEST else benches[:1]
 
     def work(bench: Bench, neighbours: Sequence[tuple[Bench, Executor]]) -> None:
-        for number, (planned, attempt) in enumerate(stage.trials, start=stage.done + 1):
+        for planned, attempt in stage.trials:
             if bench.stop:
                 return
             if planned.round % len(working) != bench.lane.number:
                 continue
             with bench.with_neighbours(planned.beside, neighbours):
-                bench.run(planned, attempt, number, of)
+                bench.run(planned, attempt, number_of[planned.trial.trial_id], of)
             ended.add(planned.trial.trial_id)
 
     if len(benches) == 1:
@@ -457,10 +458,13 @@ def run_agent(
 def _announce(stage: Stage, folder: Path, display: Display, *, is_first: bool) -> None:
     """Say what is to be run now, and what was run before: by this process, or by one that was cut off."""
     still_open = {planned.trial.trial_id for planned, _ in stage.trials}
-    trials = [planned.trial for planned in stage.preparation.plan.trials]
+    trials = [planned.trial for planned in stage.preparation.plan.trials if stage.runs_here(planned)]
     last = last_attempts(read_records(folder / RECORDS_FILE)[0])
     done = [last[trial.trial_id] for trial in trials if trial.trial_id not in still_open]
-    display.run_started(stage.preparation.suite.name, Counter(trial.option for trial in trials), done)
+    display.run_started(
+        stage.preparation.suite.name, Counter(trial.option for trial in trials), done,
+        before_contest=stage.title != CONTEST,
+    )  # fmt: skip
     if stage.title == CONTEST:
         for line in stage.told:
             display.note(line)
@@ -474,7 +478,7 @@ def _announce(stage: Stage, folder: Path, display: Display, *, is_first: bool) -
         if stage.preparation.extended is not None:
             look = judgement_number(stage.preparation.suite.looks)
             what = f"for judgement {look}, at {100 * alpha_of(look):g}%, extending"
-        display.note(f"{what} {folder}: {stage.done} of {stage.done + len(stage.trials)} trials have an outcome")
+        display.note(f"{what} {folder}: {display.done} of {display.planned} trials have an outcome")
 
 
 def exit_code(suite: Suite, folder: Path) -> ExitCode:
@@ -520,6 +524,21 @@ class Stage:
     """Trials of the stage that have an outcome."""
     told: list[str]
     """What stages before it decided."""
+
+    def runs_here(self, planned: PlannedTrial) -> bool:
+        """Whether the trial can run here; one that can't has its outcome without being launched."""
+        return self.preparation.plan.planned(planned.trial.option).unsupported is None
+
+    def numbers(self) -> tuple[dict[str, int], int]:
+        """By id, each trial's number, from 1, among those of the stage that can run here; and how many these are.
+
+        One that can't run has the number of the one before it.
+        """
+        of = sum(map(self.runs_here, self.preparation.plan.trials))
+        runs = [self.runs_here(planned) for planned, _ in self.trials]
+        first = of - sum(runs)
+        ids = [planned.trial.trial_id for planned, _ in self.trials]
+        return {i: first + number for i, number in zip(ids, accumulate(runs), strict=True)}, of
 
 
 def next_stage(

@@ -26,6 +26,7 @@ from selectbench.record.record import SETTINGS, RunPhase, Trial
 from selectbench.suite.check import accumulation_problem
 from selectbench.suite.command import CommandChoices, CommandJob, accumulation, interpreter
 from selectbench.suite.job import Eval, Job
+from selectbench.suite.sources import Apart
 from selectbench.suite.suite import (
     AT_MOST,
     AUTO,
@@ -94,12 +95,29 @@ def heldout_warnings(suite: Suite, tokens: Mapping[str, int | None]) -> list[str
     for option in suite.options:
         if (size := tokens.get(option.name)) is not None and size < wanted:
             short.setdefault(size, []).append(option.name)
-    common = [option.name for option in suite.options] in short.values()
     return [
-        f"{'' if common else ', '.join(names) + ': '}the held-out text gives {size:,} tokens, job.eval.tokens asks "
+        f"{_of_options(names, suite)}the held-out text gives {size:,} tokens, job.eval.tokens asks "
         f"for {wanted:,}: the final loss is over all of these, and less certain (give more text, or ask for fewer)"
         for size, names in short.items()
     ]
+
+
+def split_warnings(suite: Suite, prepared: Mapping[str, Prepared]) -> list[str]:
+    """That more text is held out than trained on, as of a text of few documents; `prepared`: by option."""
+    sides: dict[tuple[int, int], list[str]] = {}
+    for name, data in prepared.items():
+        if data.has_text and data.heldout_tokens > data.train_tokens and not isinstance(suite.built.data, Apart):
+            sides.setdefault((data.train_tokens, data.heldout_tokens), []).append(name)
+    return [
+        f"{_of_options(names, suite)}more text is held out ({held_out:,} tokens) than trained on ({trained:,}), as "
+        "it is so short (give more text, or a held-out text of its own: job.data: {train: ..., heldout: ...})"
+        for (trained, held_out), names in sides.items()
+    ]
+
+
+def _of_options(names: Sequence[str], suite: Suite) -> str:
+    """`a, b: ` before what is said of these options; '' where they are all."""
+    return "" if len(names) == len(suite.options) else f"{', '.join(names)}: "
 
 
 def target_warnings(option_targets: Iterable[Targets | None]) -> list[str]:
@@ -111,13 +129,16 @@ def target_warnings(option_targets: Iterable[Targets | None]) -> list[str]:
 
 def vocabulary_warnings(suite: Suite, entries: Mapping[str, int | None]) -> list[str]:
     """Tokenizers that came out much smaller than requested; `entries`: of each option's vocabulary."""
-    warnings = []
+    short: dict[tuple[int, int], list[str]] = {}
     for option in suite.options if suite.command is None else ():
         tokenizer, size = suite.job_of(option).tokenizer, entries.get(option.name)
         wanted = tokenizer.most_entries if tokenizer is not None else None
         if wanted is not None and size is not None and size < NEARLY * wanted:
-            warnings.append(f"{option.name}: the text yields a vocabulary of {size:,}; {wanted:,} were asked for")
-    return warnings
+            short.setdefault((size, wanted), []).append(option.name)
+    return [
+        f"{_of_options(names, suite)}the text yields a vocabulary of {size:,}; {wanted:,} were asked for"
+        for (size, wanted), names in short.items()
+    ]
 
 
 def unused_row_warnings(suite: Suite, unused_rows: Mapping[str, UnusedRows]) -> list[str]:
@@ -135,10 +156,11 @@ def unused_row_warnings(suite: Suite, unused_rows: Mapping[str, UnusedRows]) -> 
         elif type(model) is not type(suite.built.model):
             fix = f"`vocab_size: {entries}` in its model"
         fix += ", or a larger tokenizer"
-        prefix = "" if len(names) == len(suite.options) else f"{', '.join(names)}: "
         share = units.whole_percent(unused / total)
         cost = f"{units.count(unused)} of {units.count(total)} parameters ({share}) are of tokens that never occur"
-        sentence = f"{prefix}the model has rows for {rows:,} tokens, and the data have {entries:,}"
+        sentence = (
+            f"{_of_options(names, suite)}the model has rows for {rows:,} tokens, and the data have {entries:,}"
+        )
         warnings.append(f"{sentence}: {cost} ({fix})")
     return warnings
 
@@ -270,6 +292,7 @@ def make_plan(
         warnings=[
             *suite_warnings(suite, passes, _cores(machine)),
             *heldout_warnings(suite, heldout),
+            *split_warnings(suite, prepared or {}),
             *target_warnings(trained.values()),
             *vocabulary_warnings(suite, {name: data.vocab_size for name, data in (prepared or {}).items()}),
             *_option_warnings(suite, options, machine),

@@ -26,7 +26,7 @@ from selectbench.errors import UserError, did_you_mean
 from selectbench.record import record as stored
 from selectbench.suite.document import plain, read_document
 from selectbench.suite.suite import CONTROL, Suite
-from selectbench.text import suite_yaml, visible
+from selectbench.text import listed, suite_yaml, visible
 
 SUITE = "suite.yaml"
 ENVIRONMENT = "environment.json"
@@ -162,22 +162,35 @@ def find_run(reference: str | Path, results: Path, suite: str | None = None, *, 
     if not runs:
         hint = did_you_mean(name, _suites_with_runs(results)) or _suites_hint(results)
         raise UserError(f"{reference}: {results} has no run of {name}{hint}")
-    complete = (run for run in runs if is_complete(run) or (to_extend and _was_extended(run)))
-    latest = next(complete, None)
+    whole = (run for run in runs if is_complete(run) or (to_extend and _was_extended(run)))
+    latest = next(whole, None)
     if latest is None:
         raise UserError(
             f"{reference}: no run of {name} in {results} is complete; name one by its folder: {runs[0]}"
         )
     if which == LATEST:
         return latest
-    kind = _profile_and_machine(latest)
-    previous = next((run for run in complete if kind is not None and _profile_and_machine(run) == kind), None)
+    kind, others = _profile_and_machine(latest), list(whole)
+    previous = next((run for run in others if kind is not None and _profile_and_machine(run) == kind), None)
     if previous is None:
+        why = _what_differs(latest, others[0]) if others else ""
         raise UserError(
             f"{reference}: before {latest} there is no complete run of {name} that ran the same profile on the "
-            "same machine; name the one that you mean by its folder"
+            f"same machine{why}; name the runs that you mean by their folders"
         )
     return previous
+
+
+def _what_differs(run: Path, other: Path) -> str:
+    """What makes another run one of another kind; '' where a file can't be read."""
+    here, there = _profile_and_machine(run), _profile_and_machine(other)
+    if here is None or there is None:
+        return ""
+    if here["quick"] != there["quick"]:
+        quick, full = (run, other) if here["quick"] else (other, run)
+        return f": {quick} is a --quick run, {full} is not"
+    keys = [key.replace("_", " ") for key in here if here[key] != there[key]]
+    return f": {other} differs in {listed(keys)}"
 
 
 def _was_extended(folder: Path) -> bool:
@@ -246,14 +259,14 @@ def ended_trials(folder: Path) -> dict[tuple[str, int], stored.Record]:
     return {(record.trial.option, record.trial.seed): record for record in ended}
 
 
-def _profile_and_machine(folder: Path) -> tuple[Any, ...] | None:
-    """A key that is equal for runs of one profile on one machine; None where a file can't be read."""
+def _profile_and_machine(folder: Path) -> dict[str, Any] | None:
+    """Values that are equal for runs of one profile on one machine; None where a file can't be read."""
     try:
         suite, environment = plain_suite(folder), read_json(folder / ENVIRONMENT)
     except UserError:
         return None
-    profile = [suite.get("profile"), suite.get("device"), bool(suite.get("quick"))]
-    return (*profile, *(environment.get(key) for key in MACHINE))
+    profile = {"profile": suite.get("profile"), "device": suite.get("device"), "quick": bool(suite.get("quick"))}
+    return profile | {key: environment.get(key) for key in MACHINE}
 
 
 # A run's folder is found again where it is incomplete, and locked while it is written.

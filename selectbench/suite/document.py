@@ -208,6 +208,13 @@ def show(value: object) -> str:
     return f'"{visible(value, MOST_SHOWN - 2)}"' if isinstance(value, str) else visible(value)
 
 
+_UNCLOSED = {
+    "while parsing a flow sequence": "a comma or the `]` of this list",
+    "while parsing a flow mapping": "a comma or the `}` of this mapping",
+}
+"""What is missing, by what ruamel was doing."""
+
+
 class _Reader:
     """Turns ruamel's nodes into `Node`s. In YAML 1.2 `1e-3` is a number and `no` a word; no key is given twice."""
 
@@ -224,6 +231,9 @@ class _Reader:
         except MarkedYAMLError as error:
             mark, detail = error.problem_mark, ", ".join(part for part in (error.context, error.problem) if part)
             detail = "a tab: indent with spaces" if r"'\t'" in detail else detail
+            if (kind := _UNCLOSED.get(error.context)) is not None and not detail.startswith("a tab"):
+                by = "" if self.on_command_line else f", at the latest in line {mark.line + 1}"
+                mark, detail = error.context_mark, f"{kind} is missing{by}"
         except RecursionError:
             mark, detail = None, f"nested more than {MOST_LEVELS} levels deep"
         except (YAMLError, ValueError) as error:

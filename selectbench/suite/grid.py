@@ -61,7 +61,7 @@ def rows_of(document: Node, problems: Problems) -> tuple[list[Row], LeftOpen]:
     left_open, document = _taken_out(document, problems)
     shared = document.mapping.get("choices", Node({}, document.place, "choices"))
     known = dimensions(document)
-    axes = [_values(path, node, known, problems) for path, node in _entries(document, "axes", problems).items()]
+    axes = [_values(path, node, known, problems) for path, node in document.below("axes").items()]
     if math.prod(map(len, axes)) > MOST_ROWS:
         problems.at(document.mapping["axes"], f"the grid has more than {MOST_ROWS} rows")
         return [], left_open
@@ -85,13 +85,6 @@ def rows_of(document: Node, problems: Problems) -> tuple[list[Row], LeftOpen]:
     return rows, left_open
 
 
-def _entries(document: Node, key: str, problems: Problems) -> dict[str, Node]:
-    node = document.mapping.get(key)
-    if node is not None and node.value is not None and not isinstance(node.value, dict):
-        problems.at(node, "expected a mapping")
-    return node.mapping if node is not None else {}
-
-
 def meant_settings(path: str) -> list[str]:
     """Paths below an option's choices that a path may mean: `optimizer.lr` for `lr`; [] where it means none."""
     head, dot, rest = path.removeprefix("choices.").partition(".")
@@ -104,7 +97,7 @@ def meant_settings(path: str) -> list[str]:
 
 def _options(document: Node, problems: Problems) -> dict[str, Node]:
     options: dict[str, Node] = {}
-    for name, node in _entries(document, "options", problems).items():
+    for name, node in document.below("options").items():
         if not name.strip() or name != name.strip() or not name.isprintable() or len(name) > 200:
             problems.at(node, f"{quoted(name)} cannot name an option: use printable text of at most 200 characters")
         elif node.value is not None and not isinstance(node.value, dict):

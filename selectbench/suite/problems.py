@@ -47,6 +47,11 @@ WRITE_INSTEAD = {
     "lora": "write `adaptation: lora`", "qlora": "write `adaptation: qlora`",
 }  # fmt: skip
 """What is to be written in place of a key that suites once had, or that others' configurations have."""
+FORMS = {
+    "options": "a mapping: for each a line with its name and what it sets, `NAME: {...}`",
+    "axes": "a mapping: for each a line with what it sets and its values, `KEY: [...]`",
+}
+"""What a key takes, where the kind of its value alone does not tell how to write it."""
 _either = partial(listed, last="or")
 _FEW = 3
 """Most mappings with a key that a hint names; if more have it, the hint names none."""
@@ -150,7 +155,8 @@ def _message(detail: Any, node: Node) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
     if kind in EXPECTED:
         field = detail["loc"][-2] if detail["loc"][-1] == "Eval" else detail["loc"][-1]
-        return f"found {describe(node)}, expected {WORDS_BEFORE_FORM.get(str(field), '')}{EXPECTED[kind]}"
+        form = FORMS.get(str(field), EXPECTED[kind])
+        return f"found {describe(node)}, expected {WORDS_BEFORE_FORM.get(str(field), '')}{form}"
     if kind in SENTENCES:
         return SENTENCES[kind].format(found=describe(node), **context)
     if kind == "string_pattern_mismatch" and context["pattern"] == OWN_PATTERN:

@@ -14,9 +14,12 @@ from pydantic import BeforeValidator, Field, model_validator
 from selectbench.choices.choice import OwnName, OwnSettings, Strict, WrongValueError, tagged
 from selectbench.text import quoted
 
-Globs = Annotated[list[str], Field(min_length=1, strict=False)]
-"""Paths or globs, relative to the suite; `**` reaches into folders."""
-OneOrMore = Annotated[Globs, BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+OneOrMore = Annotated[
+    list[str],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    Field(min_length=1, strict=False),
+]
+"""One path or glob, or a list of them, relative to the suite; `**` reaches into folders."""
 FieldName = Annotated[str, Field(min_length=1)]
 """A key of a record; dots reach into mappings below it."""
 
@@ -73,7 +76,7 @@ class TextFiles(DataSource):
     """Plain UTF-8 text files, gzip too; a document is a group of paragraphs of about 2,000 characters."""
 
     paths: ClassVar[Mapping[str, PathKind]] = {"text": "globs"}
-    text: Globs
+    text: OneOrMore
     """Paths or globs, relative to the suite; `**` reaches into folders."""
 
 

@@ -224,6 +224,18 @@ class TestRunsByName:
         assert find_run("precision@latest", results) == self.run(results, "e")
         assert find_run("precision@previous", results) == self.run(results, "a")
 
+    def test_what_makes_the_one_before_another_kind_of_run_is_told(self, results: Path) -> None:
+        self.change(self.run(results, "e"), "suite.yaml", "quick: false", "quick: true")
+        newest, full = self.run(results, "e"), self.run(results, "d")
+        with pytest.raises(UserError, match="name the runs that you mean by their folders") as wrong:
+            find_run("precision@previous", results)
+        assert f": {newest} is a --quick run, {full} is not;" in str(wrong.value)
+        for name in "abcd":
+            self.change(self.run(results, name), "suite.yaml", "quick: false", "quick: true")
+            self.change(self.run(results, name), "environment.json", '"cpu_model": "', '"cpu_model": "another ')
+        with pytest.raises(UserError, match=f"same machine: {full} differs in cpu model;"):
+            find_run("precision@previous", results)
+
     def test_every_command_takes_them(self, results: Path) -> None:
         where = ("--results", str(results))
         shown = command("report", "precision@latest", *where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from selectbench.planning.plan import (
     heldout_warnings,
     in_run_order,
     make_plan,
+    split_warnings,
     suite_warnings,
     vocabulary_warnings,
 )
@@ -303,6 +305,23 @@ def test_a_vocabulary_that_came_out_smaller_is_told(suite_file: Path) -> None:
     assert vocabulary_warnings(suite, {"whole": 300, "halves": 290}) == []
     (line,) = vocabulary_warnings(suite, {"whole": 120, "halves": 300})
     assert line == "whole: the text yields a vocabulary of 120; 300 were asked for"
+    (line,) = vocabulary_warnings(suite, {"whole": 120, "halves": 120})
+    assert line == "the text yields a vocabulary of 120; 300 were asked for"
+
+
+def test_a_held_out_side_larger_than_the_training_side_is_told(suite_file: Path, tmp_path: Path) -> None:
+    suite = load_suite(str(suite_file), device="cpu")
+    data = prepare(suite.built.data, suite.built.tokenizer)
+    names = [option.name for option in suite.options]
+    assert split_warnings(suite, dict.fromkeys(names, data)) == []
+    larger = replace(data, train_tokens=276, heldout_tokens=1313)
+    (line,) = split_warnings(suite, dict.fromkeys(names, larger))
+    assert line.startswith("more text is held out (1,313 tokens) than trained on (276)")
+    (line,) = split_warnings(suite, {names[0]: data, names[1]: larger})
+    assert line.startswith(f"{names[1]}: more text is held out")
+    apart = [f"job.data={{train: {{text: [{suite_file}]}}, heldout: {{text: [{suite_file}]}}}}"]
+    chosen = load_suite(str(suite_file), device="cpu", settings=apart)
+    assert split_warnings(chosen, dict.fromkeys(names, larger)) == []  # as it was asked for
 
 
 QWEN = {

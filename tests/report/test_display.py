@@ -3,6 +3,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 from made_records import make_failure, make_record, make_suite, speed
+from msgspec.structs import replace
 from rich.console import Console
 
 from selectbench import units
@@ -144,11 +145,31 @@ def test_what_is_unsupported_is_said_once_of_each_option(live: bool) -> None:
     display.close()
     text = output(console)
     for option in ("a", "b"):
-        line = f"{option}: unsupported: needs a cuda device; none of its 3 trials is run"
+        line = f"{option}: unsupported: needs a cuda device; none of its trials is run"
         assert text.count(line) == text.count(f"{option}: unsupported") == 1
         assert f"{option}, seed" not in text
     assert text.count("failed: oom") == 3
-    assert "9 of 9" in text
+    assert "3 of 3" in text  # trials that never run are not counted
+    assert "precision: 9 trials" in text or live
+
+
+def test_what_was_unsupported_before_a_resume_is_not_counted() -> None:
+    state = Display(Clock())
+    before = [replace(make_failure("a", 0, "unsupported"), wall_seconds=0.0), make_record("b", 0, **speed(100))]
+    state.run_started("precision", {"a": 3, "b": 3}, before)
+    assert (state.done, state.planned, list(state.tallies)) == (1, 3, ["b"])
+
+
+def test_the_time_left_of_a_stage_before_the_contest_says_so() -> None:
+    console, clock = a_console(), Clock()
+    display = PlainDisplay(console, clock)
+    display.run_started("precision", {"a": 2}, [], before_contest=True)
+    display.trial_started("a", 0, 1, 2)
+    display.trial_ended("a", 0, DONE, 10.0)
+    assert "1 of 2 done; 10 s left before the contest" in output(console)
+    display.run_started("precision", {"a": 2}, [])
+    display.trial_ended("a", 0, DONE, 10.0)
+    assert output(console).rstrip().endswith("1 of 2 done; 10 s left")
 
 
 @pytest.mark.parametrize(("before", "left"), [({"o0": 3, "o1": 1}, 20.0), ({"o0": 2, "o1": 2}, 20.0)])

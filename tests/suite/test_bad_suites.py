@@ -430,7 +430,7 @@ ONE_MISTAKE = {
     ),
     "open bracket": (
         changed(more="seeds: [1\n"),
-        "mine.yaml:15:1: not valid YAML: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'",
+        "mine.yaml:14:8: not valid YAML: a comma or the `]` of this list is missing, at the latest in line 15",
     ),
     "misspelt key in another device's profile": (
         changed(more="profiles: {cuda: {job: {max_stepz: 1}}}\n"),
@@ -584,7 +584,7 @@ def test_a_file_that_is_missing_or_a_folder(tmp_path):
         ({"settings": ["job..x=1"]}, "--set job..x=1: expected PATH=VALUE as in job.max_steps=20"),
         ({"settings": ["choices.optimizer.name=sgd"]},
          "--set choices.optimizer.name=sgd: choices.optimizer: required key 'lr' of sgd is missing"),
-        ({"settings": ["job.max_steps=[1"]}, "--set job.max_steps=[1: job.max_steps: not valid YAML: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'"),
+        ({"settings": ["job.max_steps=[1"]}, "--set job.max_steps=[1: job.max_steps: not valid YAML: a comma or the `]` of this list is missing"),
         ({"axes": ["precison=fp32"]},
          "--axis precison=fp32: precison: unknown dimension 'precison' (did you mean 'precision'?)"),
         ({"settings": ["optimizer.lr=3e-4"]},
