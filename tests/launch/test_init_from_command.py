@@ -146,7 +146,7 @@ def test_an_existing_file_is_left_alone_and_nothing_is_run(scripts: Workplace) -
     [
         ("pythn train.py", "'pythn' is not found on PATH (did you mean 'python'?)"),
         ("python 'train.py", "cannot be split into words: no closing quotation"),
-        ("", "at least 1 character"),
+        ("", "--from-command: it is empty: write the training"),
         ("python train.py --fail", "RuntimeError: the data ended"),
         ("python nowhere.py", "there is no file "),
         (

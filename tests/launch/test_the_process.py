@@ -131,3 +131,14 @@ def test_a_closed_stream_is_no_error(closed: str, said: str) -> None:
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
     assert done.stdout[:1] == said
     assert done.stderr == ""
+
+
+def test_a_problem_is_broken_between_words_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "suite.yaml:11:11: baseline: 'fp23' is not an option (did you mean 'fp32'?)"
+    monkeypatch.setenv("COLUMNS", "50")
+    assert problem_shown(line) == line
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert problem_shown(line).splitlines() == [
+        "suite.yaml:11:11: baseline: 'fp23' is not an", "  option (did you mean 'fp32'?)"
+    ]  # fmt: skip
+    assert problem_shown("/a/long/" + 60 * "x").splitlines() == ["/a/long/" + 60 * "x"]

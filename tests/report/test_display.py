@@ -1,5 +1,7 @@
 import io
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from made_records import make_failure, make_record, make_suite, speed
@@ -16,6 +18,7 @@ from selectbench.launch.display import (
     make_display,
     picture,
 )
+from selectbench.launch.run import Stage
 from selectbench.record.wire import Evaluating
 from selectbench.suite.suite import Suite
 
@@ -456,3 +459,20 @@ def test_an_evaluation_on_the_way_is_expected_again() -> None:
     clock.now = 55.0
     state.progress(45, 60, None, None)
     assert state.running.steps_left_seconds(55.0) == pytest.approx(15 * (1 + 10 / 45))
+
+
+def test_trials_that_can_not_run_here_have_no_number_of_their_own() -> None:
+    names = {
+        "a0": None,
+        "b0": "needs a cuda device",
+        "c0": None,
+        "a1": None,
+        "b1": "needs a cuda device",
+        "c1": None,
+    }
+    trials: list[Any] = [SimpleNamespace(trial=SimpleNamespace(trial_id=name, option=name)) for name in names]
+    plan = SimpleNamespace(trials=trials, planned=lambda name: SimpleNamespace(unsupported=names[name]))
+    to_run = [(trial, 1) for trial in trials[1:]]  # the first one has its outcome
+    numbers, of = Stage("contest", cast("Any", SimpleNamespace(plan=plan)), to_run, 1, []).numbers()
+    assert of == 4
+    assert [numbers[name] for name in ("c0", "a1", "c1")] == [2, 3, 4]

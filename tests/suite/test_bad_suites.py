@@ -428,6 +428,18 @@ ONE_MISTAKE = {
         changed(more="seeds:\n  -\t- 1\n\t- 2\n"),
         "mine.yaml:15:4: not valid YAML: a tab: indent with spaces",
     ),
+    "a list that is not closed before other keys": (
+        changed(("micro_batch_size: 8", "micro_batch_size: [8")),
+        "mine.yaml:9:21: not valid YAML: a comma or the `]` of this list is missing, at the latest in line 10",
+    ),
+    "options in a list": (
+        changed(
+            ("  fp32: {precision: fp32}\n", ""),
+            ("  bf16: {precision: bf16_mixed}\n", ""),
+            ("options:", "options: [fp32, bf16]"),
+        ),
+        "mine.yaml:10:10: options: found a list, expected a mapping: for each a line with its name and what it sets, `NAME: {...}`",
+    ),
     "open bracket": (
         changed(more="seeds: [1\n"),
         "mine.yaml:14:8: not valid YAML: a comma or the `]` of this list is missing, at the latest in line 15",

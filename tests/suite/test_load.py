@@ -238,6 +238,7 @@ def test_paths_are_relative_to_the_suite_and_stay_right_in_a_run_folder(tmp_path
     monkeypatch.chdir(tmp_path / "texts")
     assert isinstance(suite.job.data, TextFiles)
     assert suite.job.data.text == [f"{tmp_path}/texts/**/*.txt"]
+    assert load(folder, text.replace("['../texts/**/*.txt']", "'../texts/**/*.txt'")) == suite  # one without a list
     assert load(tmp_path / "texts", suite_text(suite)) == suite
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match=r"job.model.config: there is no file"):
