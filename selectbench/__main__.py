@@ -104,7 +104,7 @@ def _run() -> ExitCode | None:
         return _STATUS_OF_TYPER.get(end.code, ExitCode.INTERRUPTED)
     except UserError as error:
         for line in str(error).split("\n"):
-            print(_shown(line), file=sys.stderr)
+            print(problem_shown(line), file=sys.stderr)
         return ExitCode.USER_ERROR
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
@@ -119,7 +119,7 @@ def _run() -> ExitCode | None:
     return None
 
 
-def _shown(problem: str) -> str:
+def problem_shown(problem: str) -> str:
     """A line of an error message; on a terminal it is broken between words, elsewhere it stays one line."""
     import shutil
     import textwrap

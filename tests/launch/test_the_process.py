@@ -14,6 +14,7 @@ import processes
 import pytest
 from evidence.readme_table import kept_run
 
+from selectbench.__main__ import problem_shown
 from selectbench.errors import ExitCode
 
 REPORT = [sys.executable, "-m", "selectbench", "report", str(kept_run("precision")), "--json"]
