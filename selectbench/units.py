@@ -53,9 +53,14 @@ def ratio(value: float | None) -> str:
     return f"{value:.2f}x" if 0.1 <= abs(value) < 1e4 or value == 0 else f"{significant(value, 3)}x"
 
 
+def contains_1(low: float | None, high: float | None) -> bool:
+    """Whether a ratio's interval leaves open which side of 1 it is on; so does none, and `high` None: too large."""
+    return low is None or (low <= 1 and (high is None or high >= 1))
+
+
 def is_measurable(low: float | None, high: float | None) -> bool:
     """Whether a ratio's interval means anything or lies to one side of 1; `high` None beside a `low`: too large."""
-    if low is None or low > 1 or (high is not None and high < 1):
+    if low is None or not contains_1(low, high):
         return True
     return high is not None and low > 0 and high / low <= WIDEST
 

@@ -149,7 +149,7 @@ def agreeing_ends(
 
 
 def decide(result: ClaimTest, threshold: float, *, more_is_better: bool) -> Decision:
-    """The two gates: the adjusted p, and a difference above the threshold (a share, such as 0.01)."""
+    """The two gates: the adjusted p, and a ratio beyond 1 + the threshold in either direction (0.01: 1.01x)."""
     margin = math.log1p(threshold) + ROUNDING
     if result.rejected and abs(result.estimate) > margin:
         return "better" if (result.estimate > 0) is more_is_better else "worse"
@@ -205,12 +205,17 @@ class Pairs:
         known: Bools = ~np.isnan(self.p_adjusted)
         return known
 
-    def beats(self, option: int, yardstick: int, threshold: float) -> bool:
-        """Whether it is shown to be better than the yardstick, adjusted for all options against that one."""
+    def beat(self, yardstick: int, threshold: float) -> Bools:
+        """Who is shown to be better than the yardstick, adjusted for all options against that one.
+
+        So is who is shown to be better than one that is.
+        """
         p, known = self.p[:, yardstick].copy(), self.known[:, yardstick]
         p[known] = holm(p[known])
-        gain = self.gains[option, yardstick]
-        return bool(gain > math.log1p(threshold) + ROUNDING and p[option] <= self.alpha)
+        beat: Bools = (self.gains[:, yardstick] > math.log1p(threshold) + ROUNDING) & (p <= self.alpha)
+        beat |= np.array((self.better(threshold) & beat).any(axis=1))
+        beat[yardstick] = False
+        return beat
 
     def better(self, threshold: float, divisor: int = 1) -> Bools:
         """Whether the row's option is better by more than the threshold, significantly so at alpha / divisor."""

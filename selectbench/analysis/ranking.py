@@ -372,7 +372,7 @@ class _Answer:
     def _tie(self, best: Row, tied: Sequence[Row]) -> str:
         """The sentence on rows that share the first rank: they do not differ, or that is open."""
         names = listed([best.option, *(row.option for row in tied)])
-        figures = "; ".join(f"{row.option} {self._with_ratio(row)}" for row in (best, *tied))
+        figures = self._figures_of([best, *tied])
         pairs = [row.against_best for row in tied if row.against_best]
         matters = f"{units.share(self.contest.threshold)} of {self.metric.name}"
         if len(pairs) == len(tied) and all(pair.decision == "no_difference" for pair in pairs):
@@ -387,7 +387,21 @@ class _Answer:
         no_pair = (
             f" {listed(apart)} shared no seed with {best.option}, so the two can't be compared." if apart else ""
         )
+        if any(not units.is_measurable(pair.low, pair.high) for pair in pairs):
+            by = self._by or f" by {self.metric.title}"
+            return f"The seeds spread too much to tell {names} apart{by}: {figures}.{more}{no_pair}"
         return f"Too close to call between {names}{self._by}: {figures}.{more}{no_pair}"
+
+    def _figures_of(self, rows: Sequence[Row]) -> str:
+        """The rows' figures with their ratios; of those that have none it is said once."""
+        figures = {row.option: self._with_ratio(row) for row in rows}
+        without = [name for name, found in figures.items() if not found.has_ratio]
+        if len(without) < 2:
+            return "; ".join(f"{name} {found}" for name, found in figures.items())
+        parts = [f"{name} {found if found.has_ratio else found.figure}" for name, found in figures.items()]
+        others = figures.keys() - {self.suite.baseline}
+        whose = "their ratios" if len(others) == len(without) else f"the ratios of {listed(without)}"
+        return f"{'; '.join(parts)}; {whose} to the baseline are {units.NOT_MEASURABLE}"
 
     def _open_candidates(self) -> str:
         """Rows that might come first if they were known to hold their constraints."""

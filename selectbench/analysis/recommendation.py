@@ -110,6 +110,8 @@ class Figure(NamedTuple):
     figure: str
     ratio: str = ""
     """The ratio or difference to the baseline as displayed; '' where there is none or it is 1."""
+    has_ratio: bool = True
+    """False where the words say that the ratio to the baseline is not measurable."""
 
     def __str__(self) -> str:
         """The words."""
@@ -136,7 +138,7 @@ class Question:
 
     @property
     def threshold(self) -> float:
-        """Smallest difference that matters, as a share."""
+        """Smallest difference that matters: 0.05 is a factor of 1.05 in either direction."""
         return self.contest.suite.threshold(self.metric)
 
     def pairs(self, names: Sequence[str]) -> Pairs:
@@ -220,7 +222,7 @@ def with_ratio(suite: Suite, metric: Metric, row: Row) -> Figure:
         return Figure(f"{words} (the baseline)" if row.option == suite.baseline else words, words)
     ratio, ends = _ratio_words(metric, row)
     if ratio == units.NOT_MEASURABLE:
-        return Figure(f"{words}, its ratio to the baseline {ratio}", words)
+        return Figure(f"{words}, its ratio to the baseline {ratio}", words, has_ratio=False)
     ratio_of_one, _ = metric.against(1.0, measured.ratio_low, measured.ratio_high, measured.value)
     against = "against the baseline" if metric.difference_in else "the baseline"
     with_ends = f"{words}, {ratio} {against}{f' ({ends})' if ends else ''}"
@@ -234,9 +236,10 @@ def _ratio_words(metric: Metric, row: Row) -> tuple[str, str]:
     return metric.against(measured.ratio_to_baseline, measured.ratio_low, measured.ratio_high, base)
 
 
-# An option is named that none is shown to be better than. The baseline stays unless the option that is ahead is
-# shown to be better than it: a change needs a reason. The objective's claims are the declared family's; every other
-# question is judged by itself, its pairs adjusted by Holm, so that several questions have several chances of error.
+# An option is named that none is shown to be better than. The baseline stays unless another is shown to be better
+# than it: a change needs a reason. The objective's claims are the declared family's. Every other question is judged
+# by itself, so that several questions have several chances of error: its options against the baseline, and all its
+# pairs, each adjusted by Holm. What the first of the two shows, a verdict's words do not call open.
 
 _some = partial(some, most=6)
 BEST = "best.yaml"
@@ -279,7 +282,9 @@ class _Finding:
     same: set[str]
     """The options of `tied` that hardly differ from the best."""
     ahead: str
-    """The first by the figures, which `best` is not where nothing is shown to be better than the baseline."""
+    """The first by the figures, which `best` may not be where nothing is shown to be better than the baseline."""
+    is_near: bool
+    """Whether `ahead` is ahead of `best` by less than matters."""
     known: bool
     """Whether there is a measure of spread."""
     open: list[str]
@@ -302,7 +307,7 @@ def _verdict(rows: Sequence[Row], question: Question) -> NamedVerdict:
             better = {"fastest": "faster", "smallest_memory": "smaller", "cheapest": "sooner"}
             sentence = f"none is shown to be better than {sentence}"
             headline = f"stay with {finding.best}, as none is shown to be {better.get(question.name, 'better')}"
-        sentence = f"{sentence}; best measured: {finding.ahead}, {ahead_figure}"
+        sentence = _with_ahead(rows, question, finding, sentence)
     return NamedVerdict(
         name=question.name, title=question.title, option=finding.best, headline=headline, sentence=f"{sentence}.",
         confidence=f"{_confidence(question, finding)}{_outdone(row, finding)}",
@@ -322,24 +327,49 @@ def _find_best(rows: Sequence[Row], question: Question) -> _Finding:
         ahead = best = order[0]
     else:
         # Of those that none is shown to be better than, the one that is ahead of most others within seeds; or one
-        # better in rank that it is ahead of by less than matters.
+        # better in rank that it is ahead of by less than matters. Where the baseline may be named it needs to be
+        # shown to be better than that; else the next that is.
         wins, is_beaten = (pairs.gains > 0).sum(axis=1), np.array(better.any(axis=0))
-        lead = int(np.argmax(np.where(is_beaten & ~is_beaten.all(), -1, wins)))
-        is_near = (np.abs(pairs.estimates[:lead, lead]) <= math.log1p(question.threshold)) & ~is_beaten[:lead]
-        ahead, best = names[lead], names[int(np.argmax([*is_near, True]))]
-    if baseline in candidates and best != baseline:
-        if question.is_objective:
-            against = candidates[best].against_baseline
-            beats = against is not None and against.decision == "better"
-        else:
-            beats = pairs.beats(names.index(best), names.index(baseline), question.threshold)
-        best = best if beats else baseline
+        most_first = np.argsort(-np.where(is_beaten & ~is_beaten.all(), -1, wins), kind="stable").tolist()
+        lead = most_first[0]
+        near = (np.abs(pairs.estimates[:lead, lead]) <= math.log1p(question.threshold)) & ~is_beaten[:lead]
+        preferred = [*np.flatnonzero(near).tolist(), lead, *(i for i in most_first if not is_beaten[i])]
+        ahead, best = names[lead], names[preferred[0]]
+    if baseline in candidates and question.is_objective and best != baseline:
+        against = candidates[best].against_baseline
+        best = best if against is not None and against.decision == "better" else baseline
+    elif baseline in candidates and not question.is_objective:
+        beat = pairs.beat(names.index(baseline), question.threshold)
+        best = next((names[i] for i in preferred if beat[i]), baseline)
+        better[:, names.index(baseline)] |= beat
     place = names.index(best)
     tied = [n for i, n in enumerate(names) if n != best and (n == ahead or not better[place, i])]
     if question.is_objective and best in order:
         tied = [n for n in names if n in candidates[best].tied_with or (n in tied and n not in order)]
     equivalent = {names[i] for i in np.flatnonzero(pairs.same(question.threshold)[place])}
-    return _Finding(best, tied, equivalent, ahead, bool(pairs.known.any()), *_may_lead(question, names, ahead))
+    is_near = bool(np.abs(pairs.estimates[place, names.index(ahead)]) <= math.log1p(question.threshold))
+    return _Finding(
+        best, tied, equivalent, ahead, is_near, bool(pairs.known.any()), *_may_lead(question, names, ahead)
+    )
+
+
+def _with_ahead(rows: Sequence[Row], question: Question, finding: _Finding, sentence: str) -> str:
+    """The sentence on the named option with the one whose figure is the best, and why that is not named."""
+    best_figure, ahead_figure = (question.figures[name] for name in (finding.best, finding.ahead))
+    neither = not (best_figure.has_ratio or ahead_figure.has_ratio)
+    words = f"{ahead_figure.figure}, whose ratio is not either" if neither else ahead_figure.words
+    sentence = f"{sentence}; best measured: {finding.ahead}, {words}"
+    if question.is_objective or not finding.known:
+        return sentence
+    matters, stays = units.share(question.threshold), finding.best == question.contest.baseline.name
+    measured = next(row for row in rows if row.option == finding.ahead).metrics[question.metric]
+    if stays and units.contains_1(measured.ratio_low, measured.ratio_high):
+        return sentence
+    if finding.is_near:
+        return f"{sentence} (better by less than {matters}{'' if stays else ', and after it in the ranking'})"
+    if stays:
+        return f"{sentence} (an interval for this ratio alone; for all options together it is not shown)"
+    return f"{sentence} (not shown to be better than the baseline)"
 
 
 def _may_lead(question: Question, names: Sequence[str], ahead: str) -> tuple[list[str], list[str]]:
@@ -359,7 +389,9 @@ def _objective_words(question: Question, row: Row) -> str:
         return ""
     measured = row.metrics[objective.name]
     has_ratio = measured.ratio_to_baseline is not None and row.option != question.contest.baseline.name
-    ratio = f" ({_ratio_words(objective, row)[0]})" if has_ratio else ""
+    ratio = _ratio_words(objective, row)[0] if has_ratio else ""
+    ratio = f"ratio to the baseline {ratio}" if ratio == units.NOT_MEASURABLE else ratio
+    ratio = f" ({ratio})" if ratio else ""
     return f", at {objective.show(measured.value)}{objective.after_figure}{ratio}"
 
 
@@ -389,7 +421,10 @@ def _confidence(question: Question, finding: _Finding) -> str:
     equivalent = [name for name in finding.tied if name in finding.same]
     undecided = [name for name in finding.tied if name not in finding.same]
     matters = units.share(question.threshold)
-    parts = [f"no difference that matters (less than {matters}) to {_some(equivalent)}"] if equivalent else []
+    baseline = question.contest.baseline.name
+    is_a_change = baseline in question.figures and baseline != finding.best
+    parts = ["shown to be better than the baseline"] if is_a_change else []
+    parts += [f"no difference that matters (less than {matters}) to {_some(equivalent)}"] if equivalent else []
     parts += [f"not shown to differ from {_some(undecided)}"] if undecided else []
     words = "; ".join(parts)
     return f"{words[0].upper()}{words[1:]}.{is_open}"
@@ -401,7 +436,10 @@ def _outdone(row: Row, finding: _Finding) -> str:
     if not names:
         return ""
     verb = "is" if len(names) == 1 else "are"
-    return f" {_some(names)} {verb} shown to be better in another figure and worse in none by more than matters."
+    return (
+        f" {_some(names)} {verb} shown to be better in another figure, and shown to be worse by less than matters, "
+        "if at all, in the rest."
+    )
 
 
 def _names_hold(names: Sequence[str]) -> str:

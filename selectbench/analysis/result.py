@@ -117,7 +117,7 @@ class Family(JsonObject):
     tests: int
     """Number of these tests; options without figures, and values without any spread, take no part."""
     thresholds: dict[str, float]
-    """By metric, the smallest difference that matters, as a share."""
+    """By metric, the smallest difference that matters: 0.05 is a factor of 1.05, up or down."""
 
 
 class ToLoss(JsonObject):
@@ -611,7 +611,8 @@ class Row(Sparse):
     """Whether no other row dominates it over speed, memory, energy and quality, as far as they are known; None: not
     comparable or not completed."""
     dominated_by: list[str] = []
-    """Rows that are shown to be better in one of these, and to be worse in none by more than matters."""
+    """Rows that are shown to be better in one of these, and shown to be worse by less than matters, if at all, in
+    the others."""
     to_loss: ToLoss | None = None
     """What it took until its held-out loss was the baseline's final one; None: no evaluations to tell it by."""
     status: Literal["completed", "partial", "failed", "not_comparable", "screened_out", "reference"]

@@ -33,8 +33,9 @@ MOST_DRAWN = 8
 """Options in one picture at most: more can't be told apart."""
 QUANTILES = (5, 25, 50, 75, 95)
 _PARETO_NOTE = (
-    "Up and to the left is better. Filled: no other option is shown to be better in speed, memory, energy or "
-    "quality without being worse in another by more than matters. Hollow: one is."
+    "Up and to the left is better. Hollow: another option is shown to be better in one of speed, memory, energy "
+    "and quality, and shown to be worse by less than matters, if at all, in all others that are known. Filled: "
+    "none is."
 )
 _CROSS = " Cross: not eligible, as it fails a constraint or it is open whether it holds one."
 _RADIUS, _ARM, _LINE, _LETTER = 6, 5.0, 14.0, 7.2

@@ -273,15 +273,15 @@ def _comparison(suite: Suite, ranking: Ranking) -> Iterator[str]:
     if family is None or not family.tests:
         return
     names = known_metrics(ranking, [*family.thresholds]) or [family.objective]
-    thresholds = ", ".join(f"{name} {family.thresholds[name]:.2g}" for name in names)
+    thresholds = ", ".join(f"{name} {1 + family.thresholds[name]:.6g}x" for name in names)
     tests = f"{family.tests} test{'s' * (family.tests > 1)}"
     seeds = " and ".join(map(str, family.looks))
     looks = f", and at most 5% over the judgements of this run, with {seeds} seeds" if seeds else ""
     yield (
         f"Options are compared within seeds, by {tests} in all: every option against the baseline by "
         f"{family.objective}, and every constraint. Any claim is false with a probability of at most "
-        f"{100 * family.alpha:g}%{looks}. Better or worse also needs a difference above the smallest that matters, "
-        f"as a share: {thresholds} (docs/how-it-decides.md)."
+        f"{100 * family.alpha:g}%{looks}. Better or worse also needs a measured ratio beyond the smallest factor "
+        f"that matters, up or down: {thresholds} (docs/how-it-decides.md)."
     )
 
 

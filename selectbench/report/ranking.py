@@ -34,8 +34,8 @@ _BRIEF_NOTE = doc.BRIEF_MARK + (
     "baseline's two. No claim rests on it, and its tests count among those of the family as if it had run"
 )
 _DOMINATED_NOTE = (
-    "Dominated: another option is shown to be better in speed, memory, energy or quality, and to be worse in none "
-    "of them by more than matters"
+    "Dominated: another option is shown to be better in one of speed, memory, energy and quality, and shown to be "
+    "worse by less than matters, if at all, in all others that are known"
 )
 _MEMORY_KINDS = {
     "cuda_allocated": "the CUDA allocator's peak of allocated memory while training, and optimizer state in "
@@ -317,7 +317,7 @@ def table_notes(ranking: Ranking) -> list[doc.Text]:
     objective = METRICS[ranking.objective]
     level = f"{units.confidence(ranking.family.alpha)} " if ranking.family else ""
     lines: list[doc.Text] = [
-        f"Ranked by {objective.name} ({objective.better} is better) among the rows that hold every constraint.",
+        *_ranked_by(ranking),
         *(f"{note}." for note in ties_note(ranking)),
         *_better_note(ranking),
         ("Figures are geometric means over the completed seeds, ± one standard deviation between seeds. "
@@ -346,6 +346,15 @@ def table_notes(ranking: Ranking) -> list[doc.Text]:
     return [*lines, (doc.Literally(units.DASH), ": not known.")]
 
 
+def _ranked_by(ranking: Ranking) -> list[str]:
+    """By what the rows are ranked and which of them; empty where none is."""
+    if all(row.rank is None for row in ranking.rows):
+        return []
+    objective = METRICS[ranking.objective]
+    among = " among the rows that hold every constraint" if any(row.constraints for row in ranking.rows) else ""
+    return [f"Ranked by {objective.name} ({objective.better} is better){among}."]
+
+
 def _better_note(ranking: Ranking) -> list[doc.Text]:
     """What better means, and which rows are shown to exceed the threshold; empty where nothing was tested."""
     if ranking.family is None or not ranking.family.tests:
@@ -353,8 +362,8 @@ def _better_note(ranking: Ranking) -> list[doc.Text]:
     matters = units.share(ranking.family.thresholds.get(ranking.objective))
     pairs = [(row.option, row.against_baseline) for row in ranking.rows if row.rank and row.against_baseline]
     exceeding = [option for option, pair in pairs if pair.exceeds and pair.decision == "better"]
-    more = f"Shown to exceed {matters}, too: {listed(exceeding)}"
-    more = more if exceeding else f"Of no row is it shown to exceed {matters}"
+    who = f"{listed(exceeding)} {'is' if len(exceeding) == 1 else 'are'}" if exceeding else "No row is"
+    more = f"{who} shown to be better by more than {matters}"
     means = f"Better means shown to differ from the baseline, with a measured difference above {matters}"
     return [f"{means}; the true difference may be smaller. {more}."]
 

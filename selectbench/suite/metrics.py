@@ -78,7 +78,8 @@ class Metric:
     superlative: str
     """Completes the sentence "OPTION ..." for the best row."""
     threshold: float | None = None
-    """Smallest difference that matters, as a share, where the suite does not say; None: it decides nothing."""
+    """Smallest difference that matters where the suite does not say: 0.05 is a factor of 1.05, up or down; None: it
+    decides nothing."""
     threshold_on_cpu: float | None = None
     """The threshold on a CPU; None: the same."""
     measured_as: str | None = None

@@ -191,7 +191,8 @@ class Decide(Strict):
     constraints: list[str] = Field(default_factory=lambda: ["final_perplexity <= 1.01x baseline"])
     """What a row must hold to be ranked: `METRIC <= 1.01x baseline`, or `peak_memory_bytes <= 80 GiB`."""
     thresholds: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=dict)
-    """Smallest difference that matters to you, as a share of the value, by metric: `{tokens_per_second: 0.02}`."""
+    """Smallest difference that matters to you, by metric; `{tokens_per_second: 0.02}`: a factor of 1.02, up or
+    down."""
 
     @field_validator("thresholds")
     @classmethod
