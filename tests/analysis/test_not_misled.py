@@ -356,8 +356,8 @@ def test_an_interval_that_leaves_out_1_beside_a_baseline_that_stays_is_explained
     assert smallest.option == "base"
     assert smallest.sentence == (
         "none is shown to be better than base: 200 MiB (the baseline), at 100 tokens/s; best measured: less, 176 "
-        "MiB, 0.88x the baseline (0.78x to 0.99x) (an interval for this ratio alone; for all options together it is not "
-        "shown)."
+        "MiB, 0.88x the baseline (0.78x to 0.99x) (an interval for this ratio alone; for all options together it "
+        "is not shown)."
     )
 
 
