@@ -202,11 +202,13 @@ class TestRunsByName:
 
     def test_an_interrupted_trial_is_no_outcome(self, results: Path) -> None:
         newest = self.run(results, "e") / "records.jsonl"
-        first = json.loads(newest.read_text().splitlines()[0])
-        first |= {"attempt": 2, "outcome": {"status": "failed", "kind": "interrupted", "detail": "Ctrl-C"}}
-        with newest.open("a") as stream:
-            stream.write(json.dumps(first) + "\n")
+        first, *others = newest.read_text().splitlines()
+        outcome = {"status": "failed", "kind": "interrupted", "detail": "Ctrl-C"}
+        interrupted = json.dumps({**json.loads(first), "attempt": 2, "outcome": outcome})
+        newest.write_text("\n".join([interrupted, *others, ""]))
         assert find_run("precision@latest", results) == self.run(results, "d")
+        newest.write_text("\n".join([first, *others, interrupted, ""]))
+        assert find_run("precision@latest", results) == newest.parent, "it had completed before"
 
     def test_an_option_that_was_screened_out_is_not_waited_for(self, results: Path) -> None:
         newest = self.run(results, "e")
