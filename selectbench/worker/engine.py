@@ -269,6 +269,11 @@ class DdpEngine(RanksEngine):
 
     strategy = "DistributedDataParallel"
 
+    def _trained_module(self, choices: Choices) -> Any:
+        if choices.precision.working_dtype is not None:  # the table of combinations says so too
+            raise NotImplementedError("DDP keeps no master weights beside the copy that it reduces")
+        return super()._trained_module(choices)
+
     def _wrapped(self, module: Any, choices: Choices) -> Any:
         # A static graph is recorded in the first step, where torch (pytorch#143580) can't leave out a reduction.
         # An extra one is harmless: the average of averaged plus new gradients is the average of their sum.
