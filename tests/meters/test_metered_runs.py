@@ -51,7 +51,7 @@ class Scenario(Display):
             own = [str(pid) for pid in all_pids() if descends_from(pid, os.getpid())]
             self.driver.set("gpu0.processes", ",".join([*own, *self.seen[self.started[-1]]]))
 
-    def run_started(self, *_: object) -> None: ...
+    def run_started(self, *_: object, before_contest: bool = False) -> None: ...
 
     def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
         self.started.append(option)
