@@ -208,16 +208,16 @@ def _chosen_baseline(document: Node, names: list[str], *, fall_back: bool, probl
             problems.add(document.place, "", message)
     elif isinstance(node.value, str) and node.value in names:
         return node.value
-    elif isinstance(node.value, str) and names and not fall_back and not _is_wrong(document, node.value, problems):
+    elif isinstance(node.value, str) and names and not fall_back and not _is_noted(document, node.value):
         hint = did_you_mean(node.value, names) or f" (known: {', '.join(names[:8])})"
         problems.at(node, f"{quoted(node.value)} is not an option{hint}")
     return names[0] if names else ""
 
 
-def _is_wrong(document: Node, option: str, problems: Problems) -> bool:
-    """Whether it was noted already that `options`, or this one of them, is no mapping, and so names no option."""
-    path = document.at(["options"]).path
-    return any(text.startswith((f"{path}: ", f"{path}.{option}: ")) for _, text in problems.mistakes if path)
+def _is_noted(document: Node, option: str) -> bool:
+    """Whether `options`, or this one of them, is no mapping, of which a message was noted already."""
+    value = document.at(["options", option]).value
+    return value is not None and not isinstance(value, dict)
 
 
 def _unmeasured_metrics(
